@@ -1,0 +1,128 @@
+"""Every shared column of a dataset, defined once: name, Arrow type, unit and meaning.
+
+Base rows (`rows/*.parquet`) hold one row per input row, failed ones included. Operators add their own columns in files
+of their own; those are declared by each operator's contract, not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+__all__ = [
+    "BASE_COLUMNS",
+    "FORMAT_VERSION",
+    "MEDIA_ROLES",
+    "RESERVED_NAMES",
+    "ROWS_PER_SHARD_BITS",
+    "STATUSES",
+    "VERDICT_SCHEMA",
+    "Column",
+    "base_schema",
+    "media_reference",
+    "row_id",
+]
+
+FORMAT_VERSION = 1
+ROWS_PER_SHARD_BITS = 24  # row_id = shard * 2**24 + index
+MEDIA_ROLES = ("image", "video", "audio")
+
+STATUSES: dict[str, str] = {
+    "ok": "the media is stored",
+    "bad_url": "the URL is empty, malformed, or not http or https",
+    "refused_address": "the host is a private, loopback or link-local address and allow_private is false",
+    "dns": "the host name does not resolve",
+    "connect": "the connection was refused, reset or broken",
+    "tls": "the TLS handshake or certificate failed",
+    "timeout": "the deadline of the URL passed",
+    "http_4xx": "the server answered 4xx (429 apart)",
+    "http_429": "the server answered 429 until retries ran out",
+    "http_5xx": "the server answered 5xx until retries ran out",
+    "too_large": "the body exceeds fetch.max_bytes",
+    "too_many_redirects": "more redirects than fetch.max_redirects",
+    "not_media": "the bytes are no image format that mmdata decodes",
+    "decode": "the bytes claim to be an image but do not decode in full",
+    "too_many_pixels": "the header announces more pixels than fetch.max_pixels",
+    "filtered": "below min_image_size, above max_image_area or max_aspect_ratio",
+    "hash_mismatch": "the bytes do not have the hash that the list gives",
+    "opted_out": "the host asked not to be used",
+    "blocked": "on a block list",
+    "deferred": "left for a later pass",
+    "missing_media": "metadata without media",
+    "purged": "removed on request",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One shared column: `unit` is empty for names, counts and flags; `meaning` says what NULL stands for."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+
+
+BASE_COLUMNS: tuple[Column, ...] = (
+    Column("row_id", pa.int64(), "", "shard * 2^24 + index in the shard; the only join key; never NULL"),
+    Column("key", pa.string(), "", "img2dataset's sample key, no dots; unique in a dataset this tool made; never NULL"),
+    Column("uid", pa.string(), "", "32 hex digits naming the source (kind, location, caption); not unique; never NULL"),
+    Column("url", pa.string(), "", "as given in the source; NULL = the source had none"),
+    Column("caption", pa.string(), "", "as given in the source; NULL = the source has none for this row"),
+    Column("status", pa.string(), "", "what became of the row at ingest: see STATUSES; never NULL"),
+    Column("status_detail", pa.string(), "", "a few words on a status other than ok; NULL = nothing to add"),
+    Column("http_status", pa.int32(), "", "last HTTP status; NULL = no answer came"),
+    Column("final_url", pa.string(), "", "the URL after redirects; NULL = as given, or no answer"),
+    Column("content_type", pa.string(), "", "as the server said, not trusted; NULL = not said"),
+    Column("size_bytes", pa.int64(), "bytes", "body as fetched; NULL = no body"),
+    Column("sha256", pa.string(), "", "64 lower-case hex digits of the bytes as fetched; NULL = no body"),
+    Column("exif", pa.string(), "", "JSON object of the EXIF tags by name; NULL = none"),
+    Column("original_width_px", pa.int64(), "px", "as fetched, upright; NULL = not decoded"),
+    Column("original_height_px", pa.int64(), "px", "as fetched, upright; NULL = not decoded"),
+    Column("width_px", pa.int64(), "px", "as stored; NULL = not stored"),
+    Column("height_px", pa.int64(), "px", "as stored; NULL = not stored"),
+    Column("attempts", pa.int32(), "", "HTTP attempts made; 0 = none"),
+    Column("fetch_ms", pa.float32(), "ms", "wall time of all attempts; NULL = not fetched"),
+)
+
+
+def media_reference(role: str) -> tuple[Column, ...]:
+    """The four columns that say where the bytes of one media role lie; all NULL when the row has no such media."""
+    return (
+        Column(f"{role}_path", pa.string(), "", f"file that holds the {role}: relative to the dataset, or a URL"),
+        Column(f"{role}_offset", pa.int64(), "bytes", f"first byte of the {role} in that file"),
+        Column(f"{role}_size", pa.int64(), "bytes", f"length of the {role} in that file"),
+        Column(f"{role}_ext", pa.string(), "", f"extension of the {role}, no dot"),
+    )
+
+
+RESERVED_NAMES = frozenset(
+    [c.name for c in BASE_COLUMNS]
+    + [c.name for role in MEDIA_ROLES for c in media_reference(role)]
+    + ["path", "verdict", "step", "step_name", "reason", "__key__", "__url__", "json", "txt"]
+)
+
+
+def base_schema(extra: pa.Schema | None = None, roles: tuple[str, ...] = ("image",)) -> pa.Schema:
+    """Arrow schema of base rows: shared columns, then `extra` (source columns asked for), then media references."""
+    fields = [pa.field(c.name, c.type) for c in BASE_COLUMNS]
+    fields += list(extra or [])
+    fields += [pa.field(c.name, c.type) for role in roles for c in media_reference(role)]
+    return pa.schema(fields)
+
+
+def row_id(shard: int, index: int) -> int:
+    """The join key of row `index` (from 0) of `shard` (from 0)."""
+    return (shard << ROWS_PER_SHARD_BITS) + index
+
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.int64()),
+        pa.field("verdict", pa.string()),  # kept, dropped or failed
+        pa.field("step", pa.int16()),  # position in the recipe from 1, 0 = ingest, NULL = kept
+        pa.field("step_name", pa.string()),  # NULL = kept
+        pa.field("reason", pa.string()),  # <filter>, <filter>:null, <filter>:error or an error kind; NULL = kept
+    ]
+)

@@ -1,0 +1,326 @@
+"""The filter check: SQL expressions from a recipe, proved harmless before they run, and the engine that evaluates them.
+
+A filter is one SQL expression over one row. DuckDB parses it, its syntax tree is walked against a list of what is
+allowed, and only the text that DuckDB writes back from the checked tree is ever put into a query. That text is also
+what the recipe's identity hashes, so that white space, comments and spelling (`text` for `VARCHAR`) do not count.
+What an expression may call is one part catalogue, one part list: see `mmdata.filters_allowed`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mmdata.errors import RecipeError
+from mmdata.filters_allowed import Catalogue, Refused, check_tree, read_catalogue
+
+__all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order"]
+
+MAX_LENGTH = 10_000  # characters of one expression
+MAX_DEPTH = 100  # levels of nesting; chains of AND and OR count as one level
+_ROUNDS = 4  # a text is canonical when writing it again changes nothing; DuckDB needs two rounds at most
+
+_NONE: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class CheckedExpression:
+    """An expression that passed the check.
+
+    `sql`: DuckDB's own writing of it, the only text ever put into a query; for an ordering term it ends with
+    `direction`. `columns`: what it reads, sorted, spelt as in the schema. `direction`: `ASC NULLS LAST` and the like,
+    empty for a filter.
+    """
+
+    sql: str
+    columns: tuple[str, ...]
+    direction: str = ""
+
+    @property
+    def value(self) -> str:
+        """The expression without its direction."""
+        return self.sql.removesuffix(self.direction).rstrip()
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    """A connection that reaches no file, no network, no extension and no Python variable, in UTC, one thread."""
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "threads": 1,
+            "enable_external_access": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,
+            "preserve_insertion_order": True,
+        },
+    )
+    for setting in (f"max_expression_depth = {MAX_DEPTH}", "TimeZone = 'UTC'", "enable_progress_bar = false"):
+        connection.execute(f"SET {setting}")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+@cache
+def _checking() -> tuple[duckdb.DuckDBPyConnection, Catalogue]:
+    connection = _connect()
+    return connection, read_catalogue(connection)
+
+
+def check_filter(name: str, sql: str, schema: pa.Schema, later: Mapping[str, str] = _NONE) -> CheckedExpression:
+    """The checked form of a filter; `schema` holds the columns that exist where it stands.
+
+    `later`: column → the step further down that makes it, for the message. RecipeError, in one sentence, when the
+    text is anything but one boolean expression over those columns that gives the same answer for the same row each
+    time: see `mmdata.filters_allowed` for what may stand in it.
+    """
+    try:
+        with _checking()[0].cursor() as cursor:
+            text, columns = _canonical(cursor, _select(cursor, sql), schema.names, later)
+            with _table(cursor, _columns_of(schema, columns).empty_table()) as table:
+                found = _type(cursor, text, table)
+                if found != "BOOLEAN":
+                    raise Refused(f"gives {found}, but a filter must be true or false; compare it with something")
+                _bind(cursor, f"SELECT {_outcome(text)} FROM {table} WHERE (\n{text}\n)")
+    except Refused as refused:
+        raise RecipeError(f"filter {name!r} {refused}") from None
+    return CheckedExpression(text, columns)
+
+
+_SORTABLE = re.compile(r"(U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL.*|BOOLEAN|VARCHAR|DATE|TIME.*)")
+_DIRECTIONS = {"ORDER_DEFAULT": "ASC", "ASCENDING": "ASC", "DESCENDING": "DESC"}
+_NULLS = {"ORDER_DEFAULT": "NULLS LAST", "NULLS LAST": "NULLS LAST", "NULLS FIRST": "NULLS FIRST"}
+
+
+def check_order(where: str, term: str, schema: pa.Schema) -> CheckedExpression:
+    """The checked form of one ordering term such as `width_px * height_px desc nulls last`.
+
+    The same rules as for a filter, but it must read a column and give a number, text, a truth value or a time.
+    Without a direction it ascends; NULL comes last unless the term says otherwise. `where` opens the message.
+    """
+    try:
+        with _checking()[0].cursor() as cursor:
+            tree, direction = _split_term(cursor, term)
+            text, columns = _canonical(cursor, tree, schema.names)
+            if not columns:
+                raise Refused("reads no column, so it orders nothing; a position such as 1 is not a column")
+            with _table(cursor, _columns_of(schema, columns).empty_table()) as table:
+                found = _type(cursor, text, table)
+                if not _SORTABLE.fullmatch(found):
+                    raise Refused(f"gives {found}; order by a number, text, a truth value or a time")
+                _bind(cursor, f"SELECT 0 FROM {table} ORDER BY TRY({text}) {direction}")
+    except Refused as refused:
+        raise RecipeError(f"{where}: the ordering term {_shown(term)} {refused}") from None
+    return CheckedExpression(f"{text} {direction}", columns, direction)
+
+
+class FilterEngine:
+    """Evaluates checked expressions over Arrow tables, in one private DuckDB connection; one per worker process."""
+
+    def __init__(self) -> None:
+        self._connection = _connect()
+
+    def evaluate(self, table: pa.Table, expression: CheckedExpression) -> npt.NDArray[np.int8]:
+        """One outcome per row, (N,) int8 in row order: 1 TRUE, 0 FALSE, -1 NULL, -2 the expression raised.
+
+        An error costs its own row only, and the outcome of a row depends on no other row: `AND` and `OR` are not cut
+        short, so `a <> 0 AND 10 // a > 1` raises where a is 0; write `CASE WHEN` to guard an operand.
+        NaN compares as in DuckDB: equal to itself and above every number.
+        """
+        read = table.select(list(expression.columns)) if expression.columns else _placeholder(len(table))
+        with _table(self._connection, read) as name:
+            query = f"SELECT coalesce({_outcome(expression.sql)}, -2) AS outcome FROM {name}"
+            try:
+                column = self._connection.execute(query).fetchnumpy()["outcome"]
+            except (duckdb.BinderException, duckdb.CatalogException) as error:
+                raise RecipeError(f"the expression {_shown(expression.sql)} {_sentence(error)}") from None
+            except duckdb.DataError:
+                # Raised while DuckDB prepares the query, before it looks at a row: no row has an outcome.
+                return np.full(len(table), -2, np.int8)
+        return np.asarray(column, np.int8)
+
+    def order(self, table: pa.Table, terms: Sequence[CheckedExpression]) -> npt.NDArray[np.int64]:
+        """The row indexes, (N,) int64, in the order of the terms; ties by column `row_id`, ascending.
+
+        A term that raises for a row counts as NULL there.
+        """
+        read = sorted({"row_id", *(column for term in terms for column in term.columns)})
+        position = "position"
+        while position.casefold() in {column.casefold() for column in read}:
+            position += "_"
+        numbered = table.select(read).append_column(position, pa.array(np.arange(len(table))))
+        by = ", ".join([*(f"TRY({term.value}) {term.direction}" for term in terms), "row_id"])
+        with _table(self._connection, numbered) as name:
+            column = self._connection.execute(f"SELECT {position} FROM {name} ORDER BY {by}").fetchnumpy()[position]
+        return np.asarray(column, np.int64)
+
+
+def _outcome(text: str) -> str:
+    """1, 0 or -1 for NULL, and NULL where the expression raises: the expression is evaluated once."""
+    return f"TRY(coalesce(CAST((\n{text}\n) AS TINYINT), CAST(-1 AS TINYINT)))"
+
+
+def _placeholder(rows: int) -> pa.Table:
+    return pa.table({"nothing": np.zeros(rows, np.int8)})
+
+
+@contextmanager
+def _table(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[str]:
+    """The table under a name that queries of this connection can use."""
+    name = "mmdata_rows"
+    connection.register(name, table if table.num_columns else _placeholder(len(table)))
+    try:
+        yield name
+    finally:
+        connection.unregister(name)
+
+
+def _canonical(
+    cursor: duckdb.DuckDBPyConnection, tree: dict[str, Any], names: Sequence[str], later: Mapping[str, str] = _NONE
+) -> tuple[str, tuple[str, ...]]:
+    """DuckDB's own writing of a tree, proved to mean the same, and the columns it reads."""
+    _, catalogue = _checking()
+    text = ""
+    for _ in range(_ROUNDS):
+        columns = check_tree(tree, names, later, catalogue)
+        written = _write(cursor, tree)
+        if written == text:
+            return text, columns
+        again = _select(cursor, written)
+        if _meaning(again) != _meaning(tree):
+            raise Refused("cannot be written back by DuckDB without a change of meaning; write it more simply")
+        text, tree = written, again
+    raise Refused("has no settled form in DuckDB; write it more simply")
+
+
+def _select(cursor: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
+    """The tree of `SELECT (text)`, which must be one statement, one item and nothing else."""
+    node = _parse(cursor, text, f"SELECT (\n{text}\n)")
+    items = node.pop("select_list")
+    if node != _bare_select(cursor) or len(items) != 1:
+        raise Refused("must be one expression, without FROM, WHERE, ORDER BY, LIMIT or a second value")
+    found: dict[str, Any] = items[0]
+    return found
+
+
+def _split_term(cursor: duckdb.DuckDBPyConnection, term: str) -> tuple[dict[str, Any], str]:
+    """An ordering term as the tree of its expression, and its direction."""
+    node = _parse(cursor, term, f"SELECT 0 ORDER BY\n{term}\n")
+    modifiers = node.pop("modifiers")
+    node.pop("select_list")
+    bare = _bare_select(cursor)
+    bare.pop("modifiers")
+    orders = modifiers[0].get("orders", []) if len(modifiers) == 1 else []
+    if len(orders) != 1 or node != bare:
+        raise Refused("must be one expression with an optional ASC or DESC and NULLS FIRST or LAST; give one each")
+    direction = f"{_DIRECTIONS[orders[0]['type']]} {_NULLS[orders[0]['null_order']]}"
+    return orders[0]["expression"], direction
+
+
+def _bare_select(cursor: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """What DuckDB says of a SELECT without any clause, its items apart."""
+    node = _parse(cursor, "0", "SELECT 0")
+    node.pop("select_list")
+    return node
+
+
+def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str, Any]:
+    """The tree of the only statement in `query`, without positions in the text."""
+    if not text.strip():
+        raise Refused("is empty; write a condition such as width_px >= 200")
+    if len(text) > MAX_LENGTH:
+        raise Refused(f"is {len(text)} characters long; the limit is {MAX_LENGTH}")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise Refused("contains a NUL or half a character, which SQL text cannot hold")
+    try:
+        ((answer,),) = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+        parsed = _without_positions(json.loads(answer))
+    except duckdb.Error as error:
+        raise Refused(_sentence(error)) from None
+    except RecursionError:
+        raise Refused(_TOO_DEEP) from None
+    if parsed.get("error"):
+        raise Refused(_sentence(parsed.get("error_message", "syntax error")))
+    statements = parsed["statements"]
+    if len(statements) != 1 or statements[0].get("named_param_map"):
+        raise Refused("must be one expression, not several statements and not one with parameters")
+    node: dict[str, Any] = statements[0]["node"]
+    if node.get("type") != "SELECT_NODE":
+        raise Refused("must be one expression, without UNION, EXCEPT or INTERSECT")
+    return node
+
+
+def _write(cursor: duckdb.DuckDBPyConnection, expression: dict[str, Any]) -> str:
+    """The SQL text of a checked tree, as DuckDB writes it."""
+    node = json.loads(json.dumps({**_bare_select(cursor), "select_list": [expression]}))
+    statement = json.dumps({"error": False, "statements": [{"node": node, "named_param_map": []}]})
+    try:
+        ((text,),) = cursor.execute("SELECT json_deserialize_sql(?)", [statement]).fetchall()
+    except duckdb.Error as error:
+        raise Refused(_sentence(error)) from None
+    return str(text).removeprefix("SELECT ")
+
+
+def _without_positions(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _without_positions(v) for k, v in node.items() if not k.startswith("query_location")}
+    return [_without_positions(v) for v in node] if isinstance(node, list) else node
+
+
+def _meaning(node: Any) -> Any:
+    """The tree without what only says how it was written."""
+    if isinstance(node, dict):
+        return {k: _meaning(v) for k, v in node.items() if k not in ("alias", "is_operator")}
+    return [_meaning(v) for v in node] if isinstance(node, list) else node
+
+
+def _columns_of(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """The part of the schema that is read; DuckDB must know its types and tell its names apart."""
+    folded: dict[str, str] = {}
+    for column in columns:
+        other = folded.setdefault(column.casefold(), column)
+        if other != column:
+            raise Refused(f"reads {other!r} and {column!r}, which SQL cannot tell apart; rename one in the source")
+        if _holds_float16(schema.field(column).type):
+            raise Refused(f"reads {column!r}, a vector of 16-bit floats, which SQL cannot compare; use its score")
+    return pa.schema([schema.field(column) for column in columns])
+
+
+def _holds_float16(kind: pa.DataType) -> bool:
+    return pa.types.is_float16(kind) or any(_holds_float16(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _type(cursor: duckdb.DuckDBPyConnection, text: str, table: str) -> str:
+    return str(_bind(cursor, f"DESCRIBE SELECT (\n{text}\n) AS value FROM {table}")[0][1])
+
+
+def _bind(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
+    try:
+        return cursor.execute(query).fetchall()
+    except duckdb.Error as error:
+        raise Refused(_sentence(error)) from None
+
+
+_TOO_DEEP = f"is nested too deeply; the limit is {MAX_DEPTH} levels"
+
+
+def _sentence(error: duckdb.Error | str) -> str:
+    """What DuckDB complains of, on one line, without its hints and its picture of the query."""
+    first = str(error).strip().partition("\n")[0]
+    if "expression depth" in first:
+        return _TOO_DEEP
+    return "does not work in SQL: " + re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).rstrip(".")[:300]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "…")

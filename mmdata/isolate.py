@@ -1,0 +1,280 @@
+"""One batch of one stage, with the damage confined to the rows that cause it.
+
+In: an open stage and a batch. Out: per row either the stage's own values or a `Failed`. What passes through as an
+exception stops the worker: a broken promise (ContractError), a device that is gone (RetryableError), Ctrl-C.
+The journal remembers what a worker was doing when it died, so that the next one can find the row that killed it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.batch import Batch
+from mmdata.errors import ContractError, MmdataError, RetryableError
+from mmdata.media.image import DecodeError
+from mmdata.stage import Contract, Failed, Stage
+
+__all__ = ["DeviceLost", "DeviceOutOfMemory", "Journal", "RowResult", "StepTracker", "checked_columns", "compute_rows"]
+
+SINGLE_FAILURES = 32  # so many rows failing alone in a row put the stage itself under suspicion
+DEATHS_ALONE = 2  # a row that killed its worker so often while alone is given up
+
+# Own column name → value, or why there is none.
+RowResult = dict[str, Any] | Failed
+
+
+class DeviceOutOfMemory(RetryableError):
+    """The accelerator ran out of memory after `open` had proved the shape: the worker is restarted once."""
+
+
+class DeviceLost(RetryableError):
+    """The accelerator reports an error that outlives the call: the worker is restarted."""
+
+
+@dataclass
+class StepTracker:
+    """What one worker knows of one stage: whether it ever worked, and a row it worked on."""
+
+    name: str
+    has_succeeded: bool = False
+    singles_failed: int = 0
+    good: Batch | None = None
+    opened: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    examples: dict[str, str] = field(default_factory=dict)  # kind → the first message seen
+
+
+def compute_rows(stage: Stage[Any], contract: Contract, batch: Batch, tracker: StepTracker) -> list[RowResult]:
+    """One result per row of `batch`, in order; rows whose media is missing or does not decode never reach the stage."""
+    results: list[RowResult | None] = [None] * len(batch)
+    if contract.pixels or "image" in contract.reads:
+        for index, failure in _undecodable(contract, batch):
+            results[index] = failure
+    good = [i for i, r in enumerate(results) if r is None]
+    if good:
+        chosen = batch if len(good) == len(batch) else batch.take(good)
+        for index, result in zip(good, _guarded(stage, contract, chosen, tracker), strict=True):
+            results[index] = result
+    return [r if r is not None else Failed("lost") for r in results]
+
+
+def _undecodable(contract: Contract, batch: Batch) -> list[tuple[int, Failed]]:
+    cache = batch.cache
+    if cache is None:
+        raise ContractError("a stage that reads media was given a batch without media")
+    found = []
+    for pixels in contract.pixels:
+        cache.fill(batch.rows, pixels)
+    for index, row in enumerate(batch.rows):
+        if not cache.has_media(row):
+            found.append((index, Failed("missing_media")))
+            continue
+        error = next(filter(None, (cache.error(row, p) for p in contract.pixels)), None)
+        if error is not None:
+            found.append((index, _media_failure(error)))
+    return found
+
+
+def _media_failure(error: Exception) -> Failed:
+    if isinstance(error, MmdataError):
+        raise error
+    if isinstance(error, DecodeError):
+        return Failed(error.kind)
+    if isinstance(error, OSError):
+        return Failed("media_read", transient=True)
+    return Failed("decode")
+
+
+def _guarded(stage: Stage[Any], contract: Contract, batch: Batch, tracker: StepTracker) -> list[RowResult]:
+    """Compute; on an exception of the data, halve until the row is alone. The decoded pictures are shared."""
+    try:
+        results = _checked(stage, contract, batch)
+    except RetryableError as error:
+        failure, detail = Failed("retryable", transient=True), str(error)
+    except MmdataError:
+        raise
+    except Exception as error:  # noqa: BLE001  row isolation: whatever the stage raises becomes its rows' reason
+        _raise_if_device(tracker.name, error)
+        failure, detail = _as_failure(error), f"{type(error).__name__}: {error}"
+    else:
+        _note_success(batch, results, tracker)
+        return results
+    if len(batch) == 1:
+        tracker.examples.setdefault(failure.kind, detail[:300])
+        _suspect_stage(stage, contract, tracker, detail)
+        return [failure]
+    middle = len(batch) // 2
+    halves = (range(middle), range(middle, len(batch)))
+    return [r for half in halves for r in _guarded(stage, contract, batch.take(half), tracker)]
+
+
+def _note_success(batch: Batch, results: Sequence[RowResult], tracker: StepTracker) -> None:
+    for index, result in enumerate(results):
+        if not isinstance(result, Failed):
+            tracker.has_succeeded = True
+            tracker.singles_failed = 0
+            if tracker.good is None:
+                tracker.good = batch.take([index])
+            return
+
+
+def _suspect_stage(stage: Stage[Any], contract: Contract, tracker: StepTracker, detail: str) -> None:
+    """After many rows failed alone, ask whether it is the rows or the stage."""
+    tracker.singles_failed += 1
+    if tracker.singles_failed < SINGLE_FAILURES:
+        return
+    if not tracker.has_succeeded:
+        raise ContractError(
+            f"step {tracker.name} failed on every row it tried ({tracker.singles_failed} of them alone), last with "
+            f"{detail}; mend the stage or its options and run again"
+        )
+    tracker.singles_failed = 0
+    if tracker.good is not None:
+        try:
+            _checked(stage, contract, tracker.good)
+        except Exception as error:
+            raise ContractError(
+                f"step {tracker.name} now fails on a row it had computed ({type(error).__name__}: {error}), "
+                f"so the stage is broken, not the rows; run again"
+            ) from error
+
+
+def _as_failure(error: Exception) -> Failed:
+    if isinstance(error, TimeoutError):
+        return Failed("timeout", transient=True)
+    if isinstance(error, ConnectionError):
+        return Failed("connect", transient=True)
+    return Failed(type(error).__name__)
+
+
+def _raise_if_device(step: str, error: Exception) -> None:
+    names = {c.__name__ for c in type(error).__mro__}
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "OutOfMemoryError" in names:
+        raise DeviceOutOfMemory(f"step {step}: the accelerator is out of memory ({text})") from error
+    if "AcceleratorError" in names or "CUDA error" in text or "CUBLAS_STATUS" in text:
+        raise DeviceLost(f"step {step}: the accelerator failed ({text})") from error
+
+
+def _checked(stage: Stage[Any], contract: Contract, batch: Batch) -> list[RowResult]:
+    return checked_columns(stage.name, contract, stage.compute(batch), len(batch))
+
+
+def checked_columns(operator: str, contract: Contract, answer: Any, rows: int) -> list[RowResult]:
+    """An operator's answer as one result per row; ContractError when its names or lengths are not as promised.
+
+    One `Failed` cell fails the row in all columns; NaN and infinities fail it as `not_finite`. A value that does not
+    fit its declared type raises what Arrow raises.
+    """
+    promised = contract.writes.names
+    if not isinstance(answer, Mapping) or sorted(answer) != sorted(promised):
+        got = sorted(answer) if isinstance(answer, Mapping) else type(answer).__name__
+        raise ContractError(f"{operator} must return columns {sorted(promised)}, but returned {got}")
+    columns = {name: _cells(operator, name, answer[name], rows) for name in promised}
+    results: list[RowResult] = []
+    for index in range(rows):
+        row = {name: cells[index] for name, cells in columns.items()}
+        failed = next((v for v in row.values() if isinstance(v, Failed)), None)
+        results.append(failed or row)
+    _convertible(contract.writes, results)
+    return results
+
+
+def _cells(operator: str, name: str, values: Any, rows: int) -> list[Any]:
+    cells = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
+    if len(cells) != rows:
+        raise ContractError(f"{operator} returned {len(cells)} values of {name} for {rows} rows")
+    return [_plain(v) for v in cells]
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars as Python's; NaN and infinities, also inside lists, as a failure."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return Failed("not_finite")
+    if isinstance(value, list) and any(isinstance(v, float) and not math.isfinite(v) for v in value):
+        return Failed("not_finite")
+    return value
+
+
+def _convertible(schema: pa.Schema, results: Sequence[RowResult]) -> None:
+    """Raises where a value does not fit its declared type, so that isolation finds the row."""
+    for item in schema:
+        pa.array([r[item.name] for r in results if not isinstance(r, Failed)], item.type)
+
+
+class Journal:
+    """What a worker is computing for one (column set, shard), in node scratch: it outlives the worker.
+
+    `suspects` are rows that were in a batch when a worker died; `deaths` counts workers lost while a row was alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._running: list[int] = []
+        self.suspects: list[int] = []
+        self.deaths: dict[int, int] = {}
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            document = json.loads(self._path.read_text())
+            running = [int(r) for r in document["running"]]
+            self.suspects = [int(r) for r in document["suspects"]]
+            self.deaths = {int(r): int(n) for r, n in document["deaths"].items()}
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # A journal cut short by a full scratch disk tells nothing; it charges nobody.
+            return
+        if len(running) == 1:
+            self.deaths[running[0]] = self.deaths.get(running[0], 0) + 1
+        self.suspects = sorted({*self.suspects, *running})
+        self._save()
+
+    def begin(self, row_ids: Sequence[int]) -> None:
+        """To be called before a batch: from here on, a death is these rows'."""
+        self._running = [int(r) for r in row_ids]
+        self._save()
+
+    def end(self) -> None:
+        """The batch is through, or was stopped by an exception: nobody is charged."""
+        self._running = []
+        self._save()
+
+    def given_up(self, row: int) -> bool:
+        """Whether the row has killed its worker alone as often as it may."""
+        return self.deaths.get(row, 0) >= DEATHS_ALONE
+
+    def clear(self, row: int) -> None:
+        """The row is done, with a value or a reason."""
+        self.suspects = [r for r in self.suspects if r != row]
+        self.deaths.pop(row, None)
+        self._save()
+
+    def _save(self) -> None:
+        if not (self._running or self.suspects or self.deaths):
+            self._path.unlink(missing_ok=True)
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        document = {
+            "running": self._running,
+            "suspects": self.suspects,
+            "deaths": {str(r): n for r, n in self.deaths.items()},
+        }
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(document))
+        temporary.replace(self._path)

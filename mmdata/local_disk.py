@@ -1,0 +1,118 @@
+"""Writing to a local filesystem so that a crash leaves the old or the new file, whole; `mmdata.store` is its caller."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmdata.errors import StoreError
+
+__all__ = ["LOCK", "TEMPORARY", "locked", "publish", "put", "what_to_do"]
+
+LOCK = ".lock"
+TEMPORARY = ".tmp-"
+
+
+def publish(local_file: Path, path: str) -> bool:
+    """Move a local file to `path` if that is free: a hard link either stands for the whole file or not at all."""
+    folder = os.path.dirname(path)
+    _make_folder(folder)
+    if os.path.lexists(path):
+        return False
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        try:
+            os.rename(local_file, temporary)  # same filesystem: no copy, and no second name that could be written to
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copyfile(local_file, temporary)
+            local_file.unlink()
+        _fsync(temporary)
+        try:
+            os.link(temporary, path)
+            published = True
+        except FileExistsError:
+            published = False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise StoreError(f"{folder}: its filesystem has no hard links; choose a folder elsewhere") from error
+            raise
+    os.unlink(temporary)
+    _fsync(folder)
+    return published
+
+
+def put(data: bytes, path: str) -> None:
+    """Write `path`, over what is there, by an atomic rename; on disk when it returns."""
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    _fsync(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Keep other processes and threads out of `folder`'s lock; the kernel lets it go when its holder dies."""
+    _make_folder(folder)
+    descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: str) -> str:
+    """A fresh hidden name beside `path`; `mmdata clean` removes what a crash leaves there."""
+    return f"{os.path.dirname(path)}/{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder and its parents, each name on disk before anything is put below it."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folder(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+    _fsync(parent)
+
+
+def _fsync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def what_to_do(error: OSError, size: int, root: str) -> str:
+    """What happened and what the operator does about it, for the end of a message; `size` bytes were to be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        limit = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        reached = limit.get(error.errno or 0, "the file-size limit of this process (ulimit -f) is reached")
+        return f"{reached} ({size} bytes to write); make room and run the same command: no finished work is lost"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.strerror}; give this user write access to {root}, or choose another folder"
+    return f"{error.strerror or error}; mend that and run the same command again"

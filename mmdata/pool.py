@@ -1,0 +1,173 @@
+"""Where work runs: the two methods a pool must have, what an item of work is, and the pool that is this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from mmdata.column_files import ColumnFile
+from mmdata.filters import FilterEngine
+from mmdata.ingest import ingest_shard
+from mmdata.plan import PlannedStep, Resolved
+from mmdata.settings import FetchOptions
+from mmdata.stage import Stage
+from mmdata.store import Store
+from mmdata.work import PassContext, close_stages, run_pass
+
+__all__ = ["Finished", "IngestContext", "InlinePool", "Item", "Pool", "perform", "resolve_stage"]
+
+Kind = Literal["ingest", "pass", "resolve"]
+
+
+@dataclass(frozen=True)
+class IngestContext:
+    """What every shard of one source shares."""
+
+    store: Store
+    source_kind: str
+    fetch: FetchOptions
+
+
+@dataclass(frozen=True)
+class Item:
+    """One unit of work; `context` names what `Pool.share` was given. Descriptors only, never media."""
+
+    kind: Kind
+    context: str
+    shard: int = 0
+    rows: pa.Table | None = None  # ingest: the shard's part of the list
+    attempt: str = ""
+    rows_file: str = ""
+    files: Mapping[str, ColumnFile] = field(default_factory=dict)
+    on_actor: bool = False  # the pass keeps a model open
+
+    @property
+    def name(self) -> str:
+        """For messages and for counting deaths."""
+        return f"{self.kind} of shard {self.shard}"
+
+
+@dataclass
+class Finished:
+    """An item that came to its end: a result, an error it raised, or `died` with the worker it was alone on."""
+
+    item: Item
+    result: Any = None
+    error: BaseException | None = None
+    died: str | None = None
+    node: str | None = None
+
+
+class Pool(Protocol):
+    """Workers that take items. A driver submits while `has_room`, then waits."""
+
+    device: str  # `cpu` or `cuda`: what model stages may use
+
+    def share(self, name: str, context: Any) -> None:
+        """Make a context known to all workers under this name."""
+
+    def has_room(self, item: Item) -> bool:
+        """Whether the item could start now."""
+
+    def submit(self, item: Item, node: str | None = None) -> None:
+        """Start the item, on this node if it is still there."""
+
+    def wait(self) -> Finished:
+        """The next item that ends; call only with something in flight."""
+
+    def recycle(self) -> None:
+        """Forget open models: the pass is over, or a device is in doubt."""
+
+    def close(self) -> None:
+        """Stop everything in flight and let go of the workers."""
+
+
+_engine: FilterEngine | None = None
+
+
+def perform(context: Any, item: Item) -> Any:
+    """Do one item in this process."""
+    global _engine
+    if item.kind == "ingest":
+        assert item.rows is not None and isinstance(context, IngestContext)
+        return ingest_shard(context.store, item.shard, item.rows, context.source_kind, context.fetch, item.attempt)
+    if item.kind == "resolve":
+        return resolve_stage(*context)
+    assert isinstance(context, PassContext)
+    if _engine is None:
+        _engine = FilterEngine()
+    return run_pass(context, item.shard, item.rows_file, item.files, _engine)
+
+
+def resolve_stage(step: PlannedStep, device: str) -> Resolved:
+    """Settle weights, batch shape and precision of a stage on this machine.
+
+    On an accelerator the stage is opened, which runs one full batch; where that is out of memory the shape is halved.
+    """
+    operator, contract = step.operator, step.contract
+    assert operator is not None and issubclass(operator, Stage) and contract is not None
+    weights = operator.resolve_weights(step.options)
+    shape = contract.batch_shape
+    while device != "cpu" and shape is not None:
+        stage = operator(step.options)
+        stage.batch_shape, stage.precision = shape, contract.precision
+        try:
+            stage.open(device)
+            break
+        except Exception as error:  # noqa: BLE001  any out-of-memory error halves the shape, everything else goes on up
+            if "OutOfMemoryError" not in {c.__name__ for c in type(error).__mro__} or shape == 1:
+                raise
+            shape //= 2
+        finally:
+            stage.close()
+    return Resolved(shape, contract.precision, device if shape is not None else "cpu", weights)
+
+
+def local_device() -> str:
+    """`cuda` where this machine shows an NVIDIA device to this process; asks no model package."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    return "cuda" if platform.system() == "Linux" and os.path.exists("/dev/nvidia0") and not hidden else "cpu"
+
+
+class InlinePool:
+    """This process: one item at a time, done when it is waited for."""
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = local_device() if device == "auto" else device
+        self._contexts: dict[str, Any] = {}
+        self._queue: deque[Item] = deque()
+
+    def share(self, name: str, context: Any) -> None:
+        """Keep the context."""
+        self._contexts[name] = context
+
+    def has_room(self, item: Item) -> bool:
+        """One item at a time."""
+        return not self._queue
+
+    def submit(self, item: Item, node: str | None = None) -> None:
+        """Queue it for `wait`."""
+        self._queue.append(item)
+
+    def wait(self) -> Finished:
+        """Do the item now; its exception is its error, but Ctrl-C goes through."""
+        item = self._queue.popleft()
+        try:
+            return Finished(item, perform(self._contexts[item.context], item))
+        except Exception as error:  # noqa: BLE001  handed to the driver, which raises what is not its to mend
+            return Finished(item, error=error)
+
+    def recycle(self) -> None:
+        """Close the stages this process has open."""
+        close_stages()
+
+    def close(self) -> None:
+        """Drop what is queued."""
+        self._queue.clear()
+        close_stages()

@@ -1,0 +1,310 @@
+"""The recipe: what to build, as YAML, read into frozen pydantic models; its JSON schema is generated from them.
+
+A recipe names a dataset folder, a source, how to fetch, the steps in order, and an export. Operators' options are
+checked by the planner, which knows the classes; this module knows the shape. Errors name the place and the nearest
+word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mmdata import registry
+from mmdata.errors import RecipeError
+from mmdata.settings import ExportOptions, FetchOptions
+from mmdata.sources.urls import UrlSource
+
+__all__ = ["FilterStep", "OperatorStep", "Recipe", "describe_errors", "json_schema", "load", "parse", "with_overrides"]
+
+_STEP_KEYS = ("as", "on_error", "max_failed")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class OperatorStep(BaseModel):
+    """A stage or group: the operator's name, its options as written, and the keys every step may have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    operator: str
+    options: dict[str, Any] = {}
+    alias: str | None = Field(None, description="`as`: prefix of the step's columns, and its name")
+    on_error: Literal["drop", "keep"] = "drop"
+    max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail, judged from 200 rows on")
+
+    @property
+    def name(self) -> str:
+        """What the step is called: its `as`, else its operator."""
+        return self.alias or self.operator
+
+
+class FilterStep(BaseModel):
+    """One SQL expression over columns; rows for which it is TRUE go on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    sql: str
+
+
+class Recipe(BaseModel):
+    """A recipe as the user wrote it, with defaults filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(description="a short name, used in cards and reports")
+    seed: int = Field(0, description="enters every operator that draws random numbers")
+    dataset: str = Field(description="the dataset folder: made, or resumed")
+    source: UrlSource = Field(description="where the rows come from")
+    fetch: FetchOptions = Field(default_factory=FetchOptions, description="how media is fetched and stored")
+    steps: tuple[OperatorStep | FilterStep, ...] = Field((), description="stages, groups and filters, in order")
+    export: ExportOptions | None = Field(None, description="what to write when the steps are done")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _read_steps(cls, steps: Any) -> Any:
+        if steps is None:
+            return ()
+        if not isinstance(steps, Sequence) or isinstance(steps, str):
+            raise ValueError("expected a list of steps")
+        return tuple(read for position, step in enumerate(steps, 1) for read in _read_step(position, step))
+
+
+def _read_step(position: int, step: Any) -> Iterable[OperatorStep | FilterStep]:
+    where = f"step {position}"
+    if isinstance(step, OperatorStep | FilterStep):
+        return [step]
+    if isinstance(step, str):
+        return [OperatorStep(operator=_known(where, step))]
+    if not isinstance(step, Mapping) or len(step) != 1:
+        raise RecipeError(f"{where}: expected a name, or one 'name: {{options}}', got {_short(step)}")
+    [(name, body)] = step.items()
+    if name == "filter":
+        return _read_filters(where, body)
+    return [_read_operator(where, _known(where, name), {} if body is None else body)]
+
+
+def _read_filters(where: str, body: Any) -> list[FilterStep]:
+    if not isinstance(body, Mapping) or not body:
+        raise RecipeError(f"{where}: a filter is '{{name: SQL expression}}', got {_short(body)}")
+    for name, sql in body.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise RecipeError(f"{where}: filter name {name!r} must be lower-case letters, digits and underscores")
+        if not isinstance(sql, str):
+            raise RecipeError(f"{where}: filter {name} must be an SQL expression in quotes, got {_short(sql)}")
+    return [FilterStep(name=name, sql=sql) for name, sql in body.items()]
+
+
+def _read_operator(where: str, name: str, body: Any) -> OperatorStep:
+    if not isinstance(body, Mapping):
+        raise RecipeError(f"{where} ({name}): options must be a mapping, got {_short(body)}")
+    options = {str(k): v for k, v in body.items() if k not in _STEP_KEYS}
+    keys = {("alias" if k == "as" else k): v for k, v in body.items() if k in _STEP_KEYS}
+    alias = keys.get("alias")
+    if alias is not None and not (isinstance(alias, str) and _NAME.fullmatch(alias)):
+        raise RecipeError(f"{where} ({name}): as: {alias!r} must be lower-case letters, digits and underscores")
+    try:
+        return OperatorStep(operator=name, options=options, **keys)
+    except ValidationError as error:
+        raise RecipeError(describe_errors(f"{where} ({name})", error, OperatorStep)) from None
+
+
+def _known(where: str, name: Any) -> str:
+    known = [*registry.names(), "filter"]
+    if not isinstance(name, str) or name not in known:
+        raise RecipeError(f"{where}: no operator is called {name!r}{registry.nearest(str(name), known)}")
+    return name
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice, where plain YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+            if key in seen:
+                mark = key_node.start_mark
+                raise RecipeError(f"line {mark.line + 1}: key {key!r} is written twice in one mapping")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `--set` overrides applied; RecipeError names the file and the place."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    return parse(text, where=str(path), overrides=overrides)
+
+
+def parse(
+    recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overrides: Sequence[str] = ()
+) -> Recipe:
+    """A recipe from YAML text or a mapping; `where` begins every error message."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    try:
+        document = _from_yaml(recipe) if isinstance(recipe, str) else dict(recipe)
+        if not isinstance(document, dict):
+            raise RecipeError("expected a mapping with name, dataset, source and steps")
+        document = with_overrides(document, overrides)
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(describe_errors(where, error, Recipe)) from None
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _from_yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise RecipeError(f"{place}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise RecipeError("not valid YAML: nested too deeply") from None
+
+
+def describe_errors(where: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """One sentence for the first thing pydantic found, with the nearest name for one that is not known."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    place = ".".join(location)
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return f"{where}: {place}: no option is called {location[-1]!r}{registry.nearest(location[-1], known)}{more}"
+    if first["type"] == "missing":
+        return f"{where}: {place} is required but not given{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {place}: {message[:1].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    for part in location:
+        info = model.model_fields.get(part)
+        annotation = info.annotation if info else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`--set` assignments applied to a recipe document.
+
+    `steps.<step name>.<option>=value` and `filters.<filter name>=SQL` address steps by name; any other dotted path
+    addresses the document itself (`fetch.timeout_s=5`, `dataset=elsewhere`). Values are read as YAML, filters as text.
+    """
+    result = _deep_copy(document)
+    for assignment in overrides:
+        path, equals, text = assignment.partition("=")
+        parts = path.strip().split(".")
+        if not equals or not all(parts):
+            raise RecipeError(f"--set {assignment!r}: expected path=value, such as fetch.timeout_s=5")
+        if parts[0] == "filters":
+            _set_filter(result, parts, text)
+        elif parts[0] == "steps":
+            _set_option(result, parts, _from_yaml(text))
+        else:
+            _set_plain(result, parts, _from_yaml(text))
+    return result
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _deep_copy(v) for k, v in value.items()}
+    return [_deep_copy(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _set_filter(document: dict[str, Any], parts: list[str], sql: str) -> None:
+    if len(parts) != 2:
+        raise RecipeError(f"--set {'.'.join(parts)}: expected filters.<name>")
+    known = []
+    for step in document.get("steps") or []:
+        body = step.get("filter") if isinstance(step, dict) else None
+        if isinstance(body, dict):
+            known += list(body)
+            if parts[1] in body:
+                body[parts[1]] = sql.strip()
+                return
+    raise RecipeError(f"--set: no filter is called {parts[1]!r}{registry.nearest(parts[1], known)}")
+
+
+def _set_option(document: dict[str, Any], parts: list[str], value: Any) -> None:
+    if len(parts) != 3:
+        raise RecipeError(f"--set {'.'.join(parts)}: expected steps.<step name>.<option>")
+    steps = document.get("steps") or []
+    known = []
+    for index, step in enumerate(steps):
+        operator, body = (step, {}) if isinstance(step, str) else next(iter(step.items()), (None, None))
+        if operator == "filter" or not isinstance(operator, str):
+            continue
+        body = dict(body or {})
+        name = body.get("as") or operator
+        known.append(name)
+        if name == parts[1]:
+            steps[index] = {operator: {**body, parts[2]: value}}
+            return
+    raise RecipeError(f"--set: no step is called {parts[1]!r}{registry.nearest(parts[1], known)}")
+
+
+def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:
+    if parts[0] not in Recipe.model_fields:
+        known = [*Recipe.model_fields, "filters"]
+        raise RecipeError(f"--set: a recipe has no {parts[0]!r}{registry.nearest(parts[0], known)}")
+    target = document
+    for part in parts[:-1]:
+        inner = target.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            raise RecipeError(f"--set {'.'.join(parts)}: {part} is not a mapping")
+        target = target.setdefault(part, {}) if inner is not None else target.__setitem__(part, {}) or target[part]
+    target[parts[-1]] = value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe, with every operator's options, for editors and `schemas/`."""
+    schema = Recipe.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for unused in ("OperatorStep", "FilterStep"):
+        definitions.pop(unused, None)
+    step_keys = {
+        "as": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "prefix of the step's columns"},
+        "on_error": {"enum": ["drop", "keep"], "default": "drop"},
+        "max_failed": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
+    }
+    choices: list[dict[str, Any]] = [{"enum": registry.names()}]
+    for name in registry.names():
+        options = registry.operator(name).options_type.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(options.pop("$defs", {}))
+        options["properties"] = {**options.get("properties", {}), **step_keys}
+        choices.append(_one_key(name, options))
+    expressions = {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}
+    choices.append(_one_key("filter", expressions))
+    schema["properties"]["steps"] = {
+        "type": "array",
+        "items": {"anyOf": choices},
+        "description": Recipe.model_fields["steps"].description,
+    }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def _one_key(name: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: body}, "required": [name], "additionalProperties": False}

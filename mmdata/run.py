@@ -1,0 +1,413 @@
+"""Drives a plan: ingest, passes and groups over a pool, then the ledger, then the export.
+
+The driver never touches media. Fetching and the first pass of different shards overlap; a group waits for all shards.
+Whatever stops it (Ctrl-C, a full disk, a budget) leaves finished shards finished, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import yaml
+
+from mmdata.column_files import ColumnFile, shard_name
+from mmdata.errors import BudgetError, RecipeError, RetryableError, StoreError
+from mmdata.filters import FilterEngine
+from mmdata.group_work import GroupJob
+from mmdata.isolate import DeviceLost, DeviceOutOfMemory
+from mmdata.lease import Lease
+from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
+from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
+from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool
+from mmdata.preflight import Proved
+from mmdata.progress import Progress, Step
+from mmdata.store import Store
+from mmdata.survivors import BoundStep, ShardView, verdicts, walk
+from mmdata.work import PassContext, PassResult, StepWork, finished_pass
+
+__all__ = ["Report", "RunOptions", "execute"]
+
+BUDGET_FROM_ROWS = 200
+TRANSIENT_ROUNDS = 2
+DEATHS_OF_INGEST = 3
+DEATHS_OF_PASS = 200  # each death makes the journal narrower, so this is never reached by bad rows alone
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, which never changes what comes out."""
+
+    runner: Literal["ray", "inline"] = "ray"
+    workers: int | None = None
+    address: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_mixed: bool = False
+
+
+@dataclass
+class Report:
+    """What a run did. `work` maps step name → what was computed now; `by_status` counts rows ingested now."""
+
+    run: str
+    current: Current
+    changed: bool
+    work: dict[str, StepWork]
+    by_status: dict[str, int] = field(default_factory=dict)
+    media_reads: int = 0
+    seconds: float = 0.0
+
+
+def execute(proved: Proved, options: RunOptions, progress: Progress) -> Report:
+    """Run a proved recipe to its end and publish the ledger; the export is the caller's next step.
+
+    Raises StoreError, BudgetError, ContractError or RetryableError when it must stop; the same command resumes.
+    """
+    if options.runner == "ray" and not proved.store.is_local:
+        raise RecipeError(f"{proved.store.url} lives in this process only; use --runner inline, or a folder on disk")
+    driver = _Driver(proved, options, progress)
+    return driver.run()
+
+
+def _make_pool(options: RunOptions) -> Pool:
+    if options.runner == "inline":
+        return InlinePool(options.device)
+    from mmdata.ray_pool import RayPool
+
+    return RayPool(options.workers, options.address, options.device)
+
+
+class _Driver:
+    """The state of one run."""
+
+    def __init__(self, proved: Proved, options: RunOptions, progress: Progress) -> None:
+        self.plan: Plan = proved.plan
+        self.store: Store = proved.store
+        self.proved = proved
+        self.options = options
+        self.progress = progress
+        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self.bound: list[BoundStep] = []
+        self.rows: dict[int, str] = {}
+        self.files: dict[str, dict[int, ColumnFile]] = {}
+        self.work: dict[str, StepWork] = {}
+        self.totals: dict[int, Counter[str]] = {}
+        self.by_status: Counter[str] = Counter()
+        self.media_reads = 0
+        self._deaths: Counter[str] = Counter()
+        self._out_of_memory: set[str] = set()
+        self._engine = FilterEngine()
+        self._pool: Pool | None = None
+        self._contexts: dict[str, Any] = {}
+        self._shared: set[str] = set()
+        self._fetch_line: Step | None = None
+        self._fetched_shards = 0
+
+    @property
+    def pool(self) -> Pool:
+        """The workers, started when the first item needs them: a run with nothing to do starts none."""
+        if self._pool is None:
+            self._pool = _make_pool(self.options)
+        return self._pool
+
+    def run(self) -> Report:
+        """From dataset.json to current.json."""
+        began, started = time.monotonic(), datetime.now(UTC)
+        with Lease.acquire(self.store, self.id) as lease:
+            self.lease = lease
+            status = "stopped"
+            try:
+                document = self._dataset()
+                self.rows = self.store.row_files()
+                for number, part in enumerate(self.plan.passes, 1):
+                    self._run_pass(number, part, document if number == 1 else None)
+                    if part.group is not None:
+                        self._run_group(part.group)
+                current, changed = self._publish()
+                status = "done"
+            finally:
+                if self._pool is not None:
+                    self._pool.close()
+                self._record(status, started, time.monotonic() - began)
+        return Report(
+            self.id, current, changed, self.work, dict(self.by_status), self.media_reads, time.monotonic() - began
+        )
+
+    def _dataset(self) -> DatasetDocument:
+        if self.proved.document.data is None:
+            new_dataset(self.store, self.proved.document)
+        return self.proved.document
+
+    # One pass
+
+    def _run_pass(self, number: int, part: Pass, document: DatasetDocument | None) -> None:
+        context = self._bind(number, part)
+        title = ", ".join(s.name for s in part.steps) or "rows"
+        with self.progress.step(title, None) as line:
+            ready = self._unfinished(number, part, context, sorted(self.rows), line)
+            fetched = iter(()) if document is None else self._to_fetch(document)
+            again: set[int] = set()
+            for finished in self._drive(fetched, ready):
+                shard = finished.item.shard
+                if finished.item.kind == "ingest":
+                    self._take_ingested(finished)
+                    ready.extend(self._unfinished(number, part, context, [shard], line))
+                elif self._take_passed(finished.result, line):
+                    again.add(shard)
+            for _ in range(TRANSIENT_ROUNDS):
+                items = deque(self._pass_item(number, part, shard) for shard in sorted(again))
+                again = {f.item.shard for f in self._drive(iter(()), items) if self._take_passed(f.result, None)}
+        if document is not None:
+            self._note_ingested(document)
+        if self._pool is not None:
+            self._pool.recycle()
+
+    def _bind(self, number: int, part: Pass) -> PassContext:
+        """Give every stage of the pass its identity, and learn which rows its sets cover already."""
+        begin = len(self.bound)
+        for step in part.steps:
+            if step.kind == "filter":
+                self.bound.append(BoundStep(step))
+                continue
+            resolved = self._resolve(step)
+            name, document, full = identity(step, resolved, self._sets())
+            self.bound.append(BoundStep(step, name, document, full, resolved))
+            self.files.setdefault(name, self.store.coverage(name))
+        threads = max(1, os.cpu_count() or 1) if self.options.runner == "inline" else 1
+        context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads)
+        self._contexts[f"pass {number}"] = context
+        return context
+
+    def _sets(self) -> dict[int, str]:
+        return {b.step.position: b.set_name for b in self.bound if b.set_name}
+
+    def _resolve(self, step: PlannedStep) -> Resolved:
+        """Shape, precision, device and weights of a stage: settled once per dataset, then read from `state/`."""
+        contract = step.contract
+        assert contract is not None
+        unknown = [w.name for w in contract.weights if w.fingerprint is None]
+        if contract.batch_shape is None and not unknown:
+            return Resolved(precision=contract.precision)
+        name = f"state/resolved-{step.operator.name if step.operator else ''}-{base_identity(step, self._sets())}.json"
+        data = self.store.read_if_there(name)
+        if data is None:
+            device = self.pool.device
+            if device == "cpu" and not unknown:
+                resolved = Resolved(contract.batch_shape, contract.precision)
+            else:
+                self._contexts[name] = (step, device)
+                [finished] = self._drive(iter(()), deque([Item("resolve", name)]))
+                resolved = finished.result
+            self.store.create(name, json.dumps(vars(resolved), sort_keys=True).encode())
+            data = self.store.read(name)
+        found = Resolved(**json.loads(data))
+        if self.options.device != "auto" and not self.options.allow_mixed and found.device != self.options.device:
+            raise RecipeError(
+                f"step {step.name} was computed on {found.device} in this dataset, and --device {self.options.device} "
+                f"may differ in the last bits; use --device {found.device}, or --allow-mixed to mix them"
+            )
+        return found
+
+    def _unfinished(
+        self, number: int, part: Pass, context: PassContext, shards: Iterable[int], line: Step
+    ) -> deque[Item]:
+        """Items for the shards that have something to compute; the others are counted here and now."""
+        items: deque[Item] = deque()
+        for shard in shards:
+            done = finished_pass(context, shard, self.rows[shard], self._files_of(shard), self._engine)
+            if done is None:
+                items.append(self._pass_item(number, part, shard))
+            else:
+                self._take_passed(done, line)
+        return items
+
+    def _files_of(self, shard: int) -> dict[str, ColumnFile]:
+        return {name: found[shard] for name, found in self.files.items() if shard in found}
+
+    def _pass_item(self, number: int, part: Pass, shard: int) -> Item:
+        return Item(
+            "pass",
+            f"pass {number}",
+            shard,
+            rows_file=self.rows[shard],
+            files=self._files_of(shard),
+            on_actor=part.uses_model,
+        )
+
+    # Keeping the pool full
+
+    def _drive(self, fetched: Iterator[Item], ready: deque[Item]) -> Iterator[Finished]:
+        """Keep the pool full and yield what ended well; the caller may add to `ready` meanwhile.
+
+        One shard is always being fetched while there is one to fetch, then passes come first.
+        """
+        upcoming = next(fetched, None)
+        flying: Counter[str] = Counter()
+        while True:
+            while upcoming is not None and (not ready or not flying["ingest"]) and self._start(upcoming):
+                flying["ingest"] += 1
+                upcoming = next(fetched, None)
+            while ready and self._start(ready[0]):
+                flying[ready.popleft().kind] += 1
+            if not flying.total():
+                return
+            finished = self.pool.wait()
+            if self.lease.lost.is_set():
+                raise StoreError(f"this run has lost its lease on {self.store.url}; another run may have taken it over")
+            if self._must_repeat(finished):
+                self.pool.submit(finished.item, finished.node)
+                continue
+            flying[finished.item.kind] -= 1
+            yield finished
+
+    def _start(self, item: Item) -> bool:
+        if not self.pool.has_room(item):
+            return False
+        if item.context not in self._shared:
+            self.pool.share(item.context, self._contexts[item.context])
+            self._shared.add(item.context)
+        self.pool.submit(item)
+        return True
+
+    def _must_repeat(self, finished: Finished) -> bool:
+        """Whether the item is to run again, because its worker died or its device failed; other errors are raised."""
+        item = finished.item
+        if finished.died is not None or isinstance(finished.error, DeviceLost):
+            self._deaths[item.name] += 1
+            limit = DEATHS_OF_PASS if item.kind == "pass" else DEATHS_OF_INGEST
+            if self._deaths[item.name] >= limit:
+                cause = finished.died or finished.error
+                raise RetryableError(f"the {item.name} lost its worker {limit} times ({cause}); the same command resumes")
+            if finished.error is not None:
+                self.pool.recycle()
+            return True
+        if isinstance(finished.error, DeviceOutOfMemory):
+            if item.name in self._out_of_memory:
+                raise RetryableError(
+                    f"{finished.error}, also after a restart; free the device, or choose a smaller batch_shape or "
+                    "precision with --set steps.<name>.…, which computes that step's column set anew"
+                )
+            self._out_of_memory.add(item.name)
+            self.pool.recycle()
+            return True
+        if finished.error is not None:
+            raise finished.error
+        return False
+
+    # Ingest
+
+    def _to_fetch(self, document: DatasetDocument) -> Iterator[Item]:
+        """Shards of the list that have no rows yet; the list is read as far as it must be, and never held."""
+        source = document.sources[0]
+        if source["shards"] is not None and source["shards"] <= len(self.rows):
+            return
+        recipe = self.plan.recipe
+        self._contexts["ingest"] = IngestContext(self.store, recipe.source.kind, recipe.fetch)
+        self._fetched_shards = 0
+        for shard, table in enumerate(recipe.source.tables(recipe.fetch.shard_rows)):
+            self._fetched_shards = shard + 1
+            if shard not in self.rows:
+                if self._fetch_line is None:
+                    self._fetch_line = self.progress.step("fetch", None).__enter__()
+                yield Item("ingest", "ingest", shard, table, f"{self.id}-{secrets.token_hex(2)}")
+
+    def _take_ingested(self, finished: Finished) -> None:
+        counts = finished.result
+        self.by_status.update(counts.by_status)
+        self.rows[finished.item.shard] = f"rows/{shard_name(finished.item.shard)}.g0.parquet"
+        ok = counts.by_status.get("ok", 0)
+        if self._fetch_line is not None:
+            self._fetch_line.advance(done=counts.rows, kept=ok, failed=counts.rows - ok)
+
+    def _note_ingested(self, document: DatasetDocument) -> None:
+        """The list has been read to its end: the number of its shards is known from now on."""
+        if self._fetch_line is not None:
+            self._fetch_line.__exit__(None, None, None)
+        if document.sources[0]["shards"] is None:
+            document.sources[0]["shards"] = self._fetched_shards
+            update_dataset(self.store, document)
+
+    # What came back
+
+    def _take_passed(self, result: PassResult, line: Step | None) -> bool:
+        """Count a shard's pass; True when rows of it failed for a transient reason."""
+        for name, file in result.files.items():
+            self.files[name][result.shard] = file
+        self.media_reads += result.reads
+        steps = {b.step.position: b.step for b in self.bound}
+        for position, done in result.work.items():
+            step = steps[position]
+            total = self.work.setdefault(step.name, StepWork())
+            total.computed += done.computed
+            total.seconds += done.seconds
+            total.opened += done.opened
+            total.examples.update(done.examples)
+            if line is not None:
+                total.rows_in += done.rows_in
+                total.failed += done.failed
+                self._check_budget(step, total)
+        if line is not None:
+            line.advance(done=result.rows, kept=result.alive, failed=sum(w.failed for w in result.work.values()))
+        return any(w.transient for w in result.work.values())
+
+    def _check_budget(self, step: PlannedStep, total: StepWork) -> None:
+        if step.kind == "filter" or total.rows_in < BUDGET_FROM_ROWS or total.failed <= step.max_failed * total.rows_in:
+            return
+        example = next(iter(total.examples.items()), None)
+        why = f", for example {example[0]} ({example[1]})" if example else ""
+        raise BudgetError(
+            f"step {step.name}: {total.failed} of {total.rows_in} rows failed{why}, more than its max_failed of "
+            f"{step.max_failed:.0%}; look at them with mmdata sql, then mend the step or raise its max_failed"
+        )
+
+    def _run_group(self, step: PlannedStep) -> None:
+        began = time.monotonic()
+        job = GroupJob(self.store, tuple(self.bound), step, self.rows, self.files, self._engine)
+        bound = job.survey()
+        covered = self.store.coverage(bound.set_name)
+        total = self.work.setdefault(step.name, StepWork())
+        if set(self.rows) - set(covered):
+            with self.progress.step(step.name, None) as line:
+                covered = job.compute(bound, lambda rows: line.advance(done=rows))
+            total.computed, total.seconds = job.rows, time.monotonic() - began
+        self.files[bound.set_name] = covered
+        self.bound.append(bound)
+
+    # The end
+
+    def _publish(self) -> tuple[Current, bool]:
+        ledger = Ledger(self.store, chain([b.step for b in self.bound], self._sets()), self.id)
+        for shard in sorted(self.rows):
+            view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
+            ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
+        recipe = yaml.safe_dump(self.plan.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return ledger.publish(recipe, self.rows, self.bound, self.files)
+
+    def _record(self, status: str, started: datetime, seconds: float) -> None:
+        """`runs/<id>.json`: recipe, versions, timings and counts, also of a run that was stopped."""
+        sets = {b.step.name: b.set_name for b in self.bound}
+        document = {
+            "run": self.id,
+            "status": status,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "runner": self.options.runner,
+            "recipe": self.plan.recipe.model_dump(mode="json"),
+            "versions": {"python": platform.python_version(), **{p: version(p) for p in ("mmdata", *_PACKAGES)}},
+            "by_status": dict(self.by_status),
+            "media_reads": self.media_reads,
+            "steps": [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()],
+        }
+        self.store.create(f"runs/{self.id}.json", json.dumps(document, indent=1, default=str).encode())
+
+
+_PACKAGES = ("pyarrow", "duckdb", "numpy", "opencv-python-headless", "pillow", "simplejpeg")

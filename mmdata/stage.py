@@ -1,0 +1,325 @@
+"""The shapes of operator and what each promises: Stage (1→1, one row), Group (N→N, a set of rows).
+
+A stage is a function of one row, computed over batches; a group is a function of the set of rows that survive to it.
+Both add columns and change nothing else. What an operator reads, writes and needs stands in its `Contract`, which must
+not import torch: `plan` proves a recipe without any model package installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from mmdata.batch import Batch
+
+__all__ = [
+    "ColumnName",
+    "Columns",
+    "Contract",
+    "Failed",
+    "Group",
+    "Needs",
+    "NoOptions",
+    "Operator",
+    "Options",
+    "OrderBy",
+    "Pixels",
+    "Stage",
+    "Weights",
+    "column_options",
+    "order_options",
+    "parse_schema",
+    "stage",
+]
+
+# What `compute` returns: own column name → one value per row; a cell may be `Failed`.
+Columns = Mapping[str, "Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray"]
+
+
+class Options(BaseModel):
+    """Base of every operator's options: frozen, unknown names refused, each field with a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class NoOptions(Options):
+    """For operators that have none."""
+
+
+class _ColumnMarker:
+    """Marks an option whose value names a column; the planner replaces it by that column's identity."""
+
+
+class _OrderMarker:
+    """Marks an option that holds SQL ordering terms over columns, such as `width_px * height_px desc`."""
+
+
+ColumnName = Annotated[str, _ColumnMarker()]
+OrderBy = Annotated[str, _OrderMarker()]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell that says why a row has no value. `kind` is a short word; a transient failure is tried again."""
+
+    kind: str
+    transient: bool = False
+
+    @property
+    def reason(self) -> str:
+        """What the `reason` column of the column file holds: the kind, after `!` when transient."""
+        return f"!{self.kind}" if self.transient else self.kind
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One way to see a picture. Every picture is decoded once, in full, and each variant is derived from that.
+
+    `size`: side of the square in px, or None for the picture as stored. `fit`: `center_crop` scales the short side to
+    `size` and cuts the middle (open_clip's and torchvision's evaluation transform), `pad` adds white to a centred
+    square first, `stretch` ignores the aspect ratio. `resample` filters are Pillow's, with antialiasing.
+    `scaled=True` lets JPEG decode at a reduced DCT scale; such a variant is decoded apart, so that it never changes
+    what other stages see.
+    """
+
+    size: int | None = None
+    fit: Literal["center_crop", "pad", "stretch"] = "center_crop"
+    resample: Literal["bicubic", "bilinear", "area"] = "bicubic"
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file an operator loads. `fingerprint` names its content.
+
+    It is `sha256:…`, `etag:…` or `package:name==version`; None = not known until `Stage.resolve_weights` has brought
+    the file. `path` is set for a local file: the planner then takes the file's sha256 as the fingerprint.
+    """
+
+    name: str
+    fingerprint: str | None = None
+    path: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a worker must have. `modules` are import names; `extra` is the mmdata extra that brings them."""
+
+    modules: tuple[str, ...] = ()
+    extra: str | None = None
+    gpu: float = 0.0  # share of one device where there is one; the stage also runs without
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an operator reads, writes and needs, for given options.
+
+    `reads`: column names, and media roles (`image`). `writes`: Arrow schema of its own columns. `pixels`: every
+    variant it will ask of the batch. `batch_shape`: rows of one padded model call, None when there is no model.
+    `tolerance`: largest difference of a float output between batch shapes or devices; 0 = bit-identical.
+    """
+
+    writes: pa.Schema
+    reads: tuple[str, ...] = ()
+    pixels: tuple[Pixels, ...] = ()
+    batch_shape: int | None = None
+    precision: str | None = None
+    weights: tuple[Weights, ...] = ()
+    needs: Needs = field(default_factory=Needs)
+    tolerance: float = 0.0
+
+
+_TYPES: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "list<string>": pa.list_(pa.string()),
+    "list<float32>": pa.list_(pa.float32()),
+    "list<int64>": pa.list_(pa.int64()),
+}
+
+
+def parse_schema(text: str) -> pa.Schema:
+    """Arrow schema from `"sharpness: float32, is_blurred: bool"`; ValueError names a type that is not known."""
+    fields = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, type_name = (p.strip() for p in part.partition(":"))
+        if type_name not in _TYPES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"cannot read {part!r}: expected 'name: type' with a type of {', '.join(_TYPES)}")
+        fields.append(pa.field(name, _TYPES[type_name]))
+    return pa.schema(fields)
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+class Operator(Generic[O]):
+    """What stages and groups share: a name, a version, a label, options, and a contract.
+
+    `version` changes when the values change; it is part of the identity of everything computed. `label` prefixes
+    the operator's columns; under `as: x` a column `<label>_y` appears as `x_y` and any other column c as `x_c`.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int | str] = 1
+    label: ClassVar[str] = ""
+    reads: ClassVar[str | tuple[str, ...]] = ()
+    writes: ClassVar[str | pa.Schema] = ""
+    pixels: ClassVar[tuple[Pixels, ...]] = ()
+    needs: ClassVar[Needs] = Needs()
+    options_type: ClassVar[type[Options]] = NoOptions
+
+    options: O
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            args = get_args(base)
+            origin = get_origin(base)
+            if origin is not None and isinstance(origin, type) and issubclass(origin, Operator) and args:
+                if isinstance(args[0], type) and issubclass(args[0], Options):
+                    cls.options_type = args[0]
+        if cls.name and not cls.label:
+            cls.label = cls.name
+
+    def __init__(self, options: O) -> None:
+        self.options = options
+
+    @classmethod
+    def contract(cls, options: O) -> Contract:
+        """The contract under these options; the default is made of the class attributes."""
+        reads = (cls.reads,) if isinstance(cls.reads, str) else tuple(cls.reads)
+        writes = parse_schema(cls.writes) if isinstance(cls.writes, str) else cls.writes
+        return Contract(writes=writes, reads=reads, pixels=cls.pixels, needs=cls.needs)
+
+
+class Stage(Operator[O]):
+    """1→1: a function of one row, computed over batches; adds columns.
+
+    The runner never hands `compute` a row whose declared media is missing or does not decode: such a row gets the
+    reason `missing_media` or `decode`. An exception from `compute` costs only the rows that cause it.
+    """
+
+    batch_shape: int | None = None  # set by the runner before `open`: rows of every model call, padded
+    precision: str | None = None
+
+    @classmethod
+    def resolve_weights(cls, options: O) -> dict[str, str]:
+        """Bring weights whose fingerprint the contract could not give; returns weights name → fingerprint."""
+        return {}
+
+    def open(self, device: str) -> None:
+        """Load what is needed, once per worker, on `cpu` or `cuda`; run one full padded batch before any row."""
+
+    def compute(self, batch: Batch) -> Columns:
+        """Own column name → one value per row of the batch, `Failed` where a row has none."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what `open` took."""
+
+
+class Group(Operator[O]):
+    """N→N: a function of the set of surviving rows; adds columns.
+
+    `compute` sees all rows at once, in the order of the options' `prefer` terms, ties by row_id.
+    """
+
+    def compute(self, rows: pa.Table) -> Columns:
+        """`rows` has `row_id` and every column of the contract's `reads`; returns one value per row, same order."""
+        raise NotImplementedError
+
+
+def _marked(options_type: type[Options], marker: type) -> list[str]:
+    found = []
+    for name, info in options_type.model_fields.items():
+        annotations = [*info.metadata]
+        for arg in _walk(info.annotation):
+            annotations.extend(getattr(arg, "__metadata__", ()))
+        if any(isinstance(a, marker) for a in annotations):
+            found.append(name)
+    return found
+
+
+def _walk(annotation: Any) -> list[Any]:
+    return [annotation] + [a for arg in get_args(annotation) for a in _walk(arg)]
+
+
+def _values(options: Options, names: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        value = getattr(options, name)
+        found[name] = [] if value is None else [value] if isinstance(value, str) else list(value)
+    return found
+
+
+def column_options(options: Options) -> dict[str, list[str]]:
+    """Option name → the columns it names, for every option of type `ColumnName`."""
+    return _values(options, _marked(type(options), _ColumnMarker))
+
+
+def order_options(options: Options) -> dict[str, list[str]]:
+    """Option name → its ordering terms, for every option of type `OrderBy`."""
+    return _values(options, _marked(type(options), _OrderMarker))
+
+
+def stage(
+    reads: str | tuple[str, ...], writes: str, *, pixels: Pixels | None = None, name: str | None = None
+) -> Callable[[Callable[[Batch], Columns]], type[Stage[NoOptions]]]:
+    """Make a stage of one function: `@stage(reads="image", writes="sharpness: float32")`.
+
+    The function takes a `Batch` and returns its columns (name → one value per row). Its identity holds the sha256 of
+    the file it stands in: edit the file and the column is computed anew. A stage that reads `image` sees
+    `batch.pixels()`, the pictures as stored, unless `pixels` names another variant.
+    """
+
+    def decorate(function: Callable[[Batch], Columns]) -> type[Stage[NoOptions]]:
+        from mmdata import registry
+
+        names = (reads,) if isinstance(reads, str) else tuple(reads)
+        attributes = {
+            "name": name or function.__name__,
+            "version": hashlib.sha256(_source_bytes(function)).hexdigest(),
+            "reads": names,
+            "writes": writes,
+            "pixels": (pixels or Pixels(),) if "image" in names else (),
+            "compute": lambda self, batch: function(batch),
+            "__doc__": function.__doc__,
+            "__module__": function.__module__,
+        }
+        made = type(function.__name__, (Stage,), attributes)
+        registry.register(made)
+        return made
+
+    return decorate
+
+
+def _source_bytes(function: Callable[..., Any]) -> bytes:
+    """The file the function stands in, or its own text where there is no file (a console)."""
+    try:
+        return Path(inspect.getfile(function)).read_bytes()
+    except (OSError, TypeError):
+        return inspect.getsource(function).encode()
+
+
+def finite_or_failed(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
+    """Floats with NaN and infinities as `Failed("not_finite")`."""
+    return [float(v) if np.isfinite(v) else Failed("not_finite") for v in values]

@@ -1,0 +1,339 @@
+"""The dataset folder: every write into it goes through here, and everything but three small files is written once.
+
+`Store.commit` publishes a closed local file only if its name is free; `Store.replace` changes `current.json`,
+`dataset.json` or `lease.json` only if they still hold what the caller saw. Both leave either the old or the new file
+after a crash, whole. Local folders and fsspec's `memory://` (one process) are known; a protocol without a conditional
+put is refused, because nothing would keep two runs apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmdata import local_disk
+from mmdata.column_files import (
+    PARQUET,
+    ColumnFile,
+    ColumnFooter,
+    covered_digest,
+    covered_mask,
+    publish_columns,
+    read_footer,
+    shard_name,
+    write_column_file,
+    write_parquet,
+)
+from mmdata.errors import StoreError
+from mmdata.scratch import scratch_folder
+
+__all__ = [
+    "MUTABLE",
+    "PARQUET",
+    "ColumnFile",
+    "ColumnFooter",
+    "Store",
+    "covered_digest",
+    "covered_mask",
+    "publish_columns",
+    "shard_name",
+    "write_column_file",
+    "write_parquet",
+]
+
+MUTABLE = ("current.json", "dataset.json", "lease.json")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@~-]{0,199}")
+_memory_lock = threading.RLock()
+Names = list[str]  # in the class, `list` is the method
+Entries = list[tuple[str, int | None]]
+
+
+class Store:
+    """A dataset folder behind any fsspec URL; the folder itself is made by the first write.
+
+    `url` is absolute for local folders, `fs` the fsspec filesystem, `root` the folder's path in it. Names are relative
+    POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for what the operator must
+    mend: a file missing or torn, a full disk, a folder that may not be written.
+    """
+
+    def __init__(self, url: str) -> None:
+        protocol = fsspec.core.split_protocol(str(url))[0] or "file"
+        if protocol not in ("file", "local", "memory"):
+            raise StoreError(
+                f"{url}: datasets on {protocol}:// are a later part of mmdata; give a local folder or memory://"
+            )
+        fs, root = fsspec.core.url_to_fs(os.path.expanduser(str(url)))
+        self.fs: Any = fs
+        self.is_local = protocol != "memory"
+        self.root: str = os.path.abspath(root) if self.is_local else root.rstrip("/")
+        self.url: str = self.root if self.is_local else f"memory:/{self.root}"
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    # Writing
+
+    def commit(self, name: str, local_file: Path) -> bool:
+        """Publish a closed local file under `name` if that name is free; False, and no change, when it is not.
+
+        The file is moved: do not use `local_file` afterwards. Data and name are on disk when it returns. A file named
+        `.parquet` is opened first, so that a torn one is never published.
+        """
+        path = self._writable(name)
+        if name in MUTABLE:
+            raise StoreError(f"{name} is changed by Store.replace, not committed")
+        if not local_file.is_file() or local_file.is_symlink():
+            raise StoreError(f"commit of {name} to {self.url}: {local_file} is not a file")
+        if name.endswith(".parquet"):
+            _open_parquet(str(local_file), f"{local_file}, to be committed as {name},").close()
+        with self._explained(name, local_file.stat().st_size):
+            if self.is_local:
+                return local_disk.publish(local_file, path)
+            with _memory_lock:
+                if self.fs.exists(path):
+                    return False
+                self.fs.pipe_file(path, local_file.read_bytes())
+            local_file.unlink()
+            return True
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Commit a small file (`runs/*.json`, `state/*.json`); False when it exists already."""
+        with self.scratch() as folder:
+            local = folder / "small"
+            local.write_bytes(data)
+            return self.commit(name, local)
+
+    def replace(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Put `data` in one of the three mutable files if it still holds `expected` (None: if it is absent).
+
+        False, and nothing changes, when it holds something else.
+        """
+        path = self._writable(name)
+        if name not in MUTABLE:
+            raise StoreError(f"{name} of {self.url} is written once; only {', '.join(MUTABLE)} may be replaced")
+        if expected is not None and not self.exists(name):
+            return False  # nor is a folder that somebody removed made anew
+        with self._explained(name, len(data)), self._locked():
+            if self._bytes_or_none(path) != expected:
+                return False
+            if self.is_local:
+                local_disk.put(data, path)
+            else:
+                self.fs.pipe_file(path, data)
+            return True
+
+    def remove(self, name: str) -> None:
+        """Remove a file, and its folder when that is empty then; for `mmdata clean`. No error when it is absent."""
+        path = self._path(name)
+        with self._explained(name, 0), contextlib.suppress(FileNotFoundError):
+            if not self.is_local:
+                self.fs.rm_file(path)
+                return
+            os.unlink(path)
+            folder = os.path.dirname(path)
+            if folder != self.root:
+                with contextlib.suppress(OSError):  # not empty
+                    os.rmdir(folder)
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """The whole file; StoreError when it is absent."""
+        found = self.read_if_there(name)
+        if found is None:
+            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
+        return found
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """The whole file, or None when it is absent."""
+        with self._explained(name, 0, "read"):
+            return self._bytes_or_none(self._path(name))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`; StoreError when the file is absent or shorter."""
+        path = self._path(name)
+        try:
+            with self._explained(name, 0, "read"), open(path, "rb") if self.is_local else self.fs.open(path) as file:
+                file.seek(offset)
+                data: bytes = file.read(size)
+        except FileNotFoundError:
+            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew") from None
+        if len(data) != size:
+            raise StoreError(f"{name} of {self.url} ends before byte {offset + size}; it was cut short: restore it")
+        return data
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        path = self._path(name)
+        return os.path.isfile(path) if self.is_local else bool(self.fs.isfile(path))
+
+    def list(self, folder: str) -> Names:
+        """Names of the files directly in `folder` (`""`: the dataset folder), sorted; hidden ones left out."""
+        return [name for name, size in self.entries(folder) if size is not None and not name.startswith(".")]
+
+    def folders(self, folder: str) -> Names:
+        """Names of the folders directly in `folder`, sorted; hidden ones left out."""
+        return [name for name, size in self.entries(folder) if size is None and not name.startswith(".")]
+
+    def entries(self, folder: str) -> Entries:
+        """(name, size in bytes) of all that lies directly in `folder`, hidden files too; size None = a folder."""
+        path = self._path(folder) if folder else self.root
+        with self._explained(folder or "the folder", 0, "list"):
+            try:
+                if self.is_local:
+                    with os.scandir(path) as found:
+                        return sorted((e.name, None if e.is_dir() else _size(e)) for e in found)
+                listed = self.fs.ls(path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted((e["name"].rsplit("/", 1)[1], e["size"] if e["type"] == "file" else None) for e in listed)
+
+    def read_table(self, name: str, columns: Names | None = None) -> pa.Table:
+        """A Parquet file, or these columns of it in this order; StoreError when torn, or a column is not there."""
+        with self._parquet(name) as file:
+            there = file.schema_arrow.names
+            absent = [c for c in columns or [] if c not in there]
+            if absent:
+                raise StoreError(f"{name} of {self.url} has no column {absent[0]!r}; it has {', '.join(there)}")
+            try:
+                table = file.read(columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(f"{name} of {self.url} does not read as Parquet: {error}; restore it") from error
+        return table if columns is None else table.select(columns)
+
+    def footer(self, name: str) -> dict[str, str]:
+        """Key-value metadata of a Parquet file, and its row count as `num_rows`; StoreError when torn."""
+        with self._parquet(name) as file:
+            pairs = file.metadata.metadata or {}
+            found = {k.decode(): v.decode() for k, v in pairs.items() if k != b"ARROW:schema"}
+            found["num_rows"] = str(file.metadata.num_rows)
+            return found
+
+    def column_names(self, name: str) -> Names:
+        """Names of a Parquet file's columns, in order."""
+        with self._parquet(name) as file:
+            return Names(file.schema_arrow.names)
+
+    def path_for_duckdb(self, name: str) -> str:
+        """What DuckDB's `read_parquet` takes for this very file, glob characters escaped.
+
+        A `memory://` path needs `connection.register_filesystem(store.fs)` first.
+        """
+        path = self._path(name)
+        escaped = re.sub(r"[*?\[]", lambda m: f"[{m[0]}]", path)
+        return escaped if self.is_local else f"memory:/{escaped}"
+
+    # What is there
+
+    def row_files(self) -> dict[int, str]:
+        """Shard → its newest base rows file (highest g)."""
+        return {shard: name for shard, (_, name) in self._newest("rows", "g").items()}
+
+    def column_sets(self) -> Names:
+        """Names of the column sets that have a folder, sorted."""
+        return self.folders("columns")
+
+    def coverage(self, set_name: str) -> dict[int, ColumnFile]:
+        """Shard → its newest c-file, from listing and footers; StoreError names a torn or foreign file."""
+        newest = self._newest(f"columns/{set_name}", "c")
+        with ThreadPoolExecutor(8) as pool:
+            files = list(pool.map(lambda found: read_footer(self, found[1]), newest.values()))
+        return dict(zip(newest, files, strict=True))
+
+    def newest_column_file(self, set_name: str, shard: int) -> ColumnFile | None:
+        """The newest c-file of one shard, or None."""
+        found = self._newest(f"columns/{set_name}", "c").get(shard)
+        return read_footer(self, found[1]) if found else None
+
+    def _newest(self, folder: str, letter: str) -> dict[int, tuple[int, str]]:
+        pattern = re.compile(rf"(\d{{5,}})\.{letter}(\d+)\.parquet")
+        newest: dict[int, tuple[int, str]] = {}
+        for name in self.list(folder):
+            match = pattern.fullmatch(name)
+            if match is None:
+                raise StoreError(
+                    f"{folder}/{name} of {self.url} is not a file of mmdata (00000.{letter}0.parquet is); move it away"
+                )
+            shard, number = int(match[1]), int(match[2])
+            if number >= newest.get(shard, (0, ""))[0]:
+                newest[shard] = (number, f"{folder}/{name}")
+        return dict(sorted(newest.items()))
+
+    # Scratch and the small parts
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A fresh local folder of this process, removed at the end of the `with`."""
+        with scratch_folder() as folder:
+            yield folder
+
+    def _path(self, name: str) -> str:
+        parts = name.split("/")
+        if not name or "\0" in name or any(p in ("", ".", "..") for p in parts):
+            raise StoreError(f"{name!r} is no name in {self.url}: names are relative, without empty parts or '..'")
+        return f"{self.root}/{name}"
+
+    def _writable(self, name: str) -> str:
+        path = self._path(name)
+        if not all(_PART.fullmatch(p) for p in name.split("/")):
+            raise StoreError(f"{name!r} may not be written to {self.url}: letters, digits and _.=+@~- only")
+        return path
+
+    def _bytes_or_none(self, path: str) -> bytes | None:
+        try:
+            return Path(path).read_bytes() if self.is_local else bytes(self.fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        path = self._path(name)
+        source: Any = path if self.is_local else pa.BufferReader(self.read(name))
+        if self.is_local and not os.path.isfile(path):
+            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
+        with _open_parquet(source, f"{name} of {self.url}") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with local_disk.locked(self.root) if self.is_local else _memory_lock:
+            yield
+
+    @contextlib.contextmanager
+    def _explained(self, name: str, size: int, verb: str = "write") -> Iterator[None]:
+        """Turns an OSError into a StoreError that says what to do; a missing file stays FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot {verb} {name} in {self.url}: {local_disk.what_to_do(error, size, self.root)}"
+            ) from error
+
+
+def _open_parquet(source: Any, where: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{where} is not a whole Parquet file: {error}; remove it and run again") from error
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """0 for a file that went away between listing and looking."""
+    with contextlib.suppress(FileNotFoundError):
+        return entry.stat(follow_symlinks=False).st_size
+    return 0

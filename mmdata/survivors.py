@@ -1,0 +1,253 @@
+"""Which rows of a shard are alive before each step, and why the others are not.
+
+This is the algebra of the dataset in one place (P₀ = rows with status ok; a stage or group takes away the rows it
+failed; a filter keeps the rows where it is TRUE). Workers, groups, verdicts and `plan` all walk the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mmdata.column_files import UNCOVERED, ColumnFile
+from mmdata.columns import VERDICT_SCHEMA
+from mmdata.errors import StoreError
+from mmdata.filters import FilterEngine
+from mmdata.plan import Input, PlannedStep, Resolved
+from mmdata.store import Store
+
+__all__ = ["BoundStep", "ShardView", "Walk", "is_covered", "rows_digest", "start", "step_counts", "verdicts", "walk"]
+
+Mask = npt.NDArray[np.bool_]
+STILL_IN = -1
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A planned step with the column set that holds its values; filters have none."""
+
+    step: PlannedStep
+    set_name: str = ""
+    document: Mapping[str, Any] = field(default_factory=dict)  # what the set's identity is the hash of
+    full_hash: str = ""
+    resolved: Resolved = field(default_factory=Resolved)
+
+
+def is_covered(reasons: npt.NDArray[np.object_]) -> Mask:
+    """True where a reason (None, a word, `uncovered` or `!kind`) stands for a value or a permanent error."""
+    return np.fromiter((r is None or (r != UNCOVERED and not r.startswith("!")) for r in reasons), bool, len(reasons))
+
+
+class ShardView:
+    """One shard's base rows and column sets, read when first asked for.
+
+    `sets` maps position of a step → its set name; `files` set name → its newest column file, where there is one.
+    """
+
+    def __init__(
+        self, store: Store, shard: int, rows_file: str, sets: Mapping[int, str], files: Mapping[str, ColumnFile]
+    ) -> None:
+        self.store = store
+        self.shard = shard
+        self.sets = dict(sets)
+        self._rows_file = rows_file
+        self._files = dict(files)
+        self._base: dict[str, pa.ChunkedArray] = {}
+        self._tables: dict[str, pa.Table | None] = {}
+        self._reasons: dict[str, npt.NDArray[np.object_]] = {}
+        self._read_base(("row_id", "status"))
+
+    def __len__(self) -> int:
+        return len(self._base["row_id"])
+
+    @property
+    def row_ids(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, in row order."""
+        return np.asarray(self._base["row_id"].to_numpy())
+
+    def _read_base(self, names: Iterable[str]) -> None:
+        missing = [n for n in dict.fromkeys(names) if n not in self._base]
+        if missing:
+            table = self.store.read_table(self._rows_file, missing)
+            self._base.update({n: table.column(n) for n in missing})
+
+    def base(self, names: Sequence[str]) -> pa.Table:
+        """Base columns by name, all rows."""
+        self._read_base(names)
+        return pa.table({n: self._base[n] for n in names})
+
+    def table(self, set_name: str) -> pa.Table | None:
+        """The set's columns for this shard, proved to be the same rows; None when nothing is computed yet."""
+        if set_name not in self._tables:
+            file = self._files.get(set_name)
+            table = None if file is None else self.store.read_table(file.name)
+            if table is not None and not np.array_equal(table.column("row_id").to_numpy(), self.row_ids):
+                raise StoreError(f"{file.name if file else set_name} does not have the rows of {self._rows_file}")
+            self._tables[set_name] = table
+        return self._tables[set_name]
+
+    def replace_table(self, set_name: str, table: pa.Table) -> None:
+        """Use these columns from now on (they have just been computed)."""
+        self._tables[set_name] = table
+        self._reasons.pop(set_name, None)
+
+    def reasons(self, set_name: str) -> npt.NDArray[np.object_]:
+        """(N,) object: None, an error kind, `!kind` or `uncovered`."""
+        if set_name not in self._reasons:
+            table = self.table(set_name)
+            if table is None:
+                self._reasons[set_name] = np.full(len(self), UNCOVERED, object)
+            else:
+                self._reasons[set_name] = table.column("reason").to_numpy(zero_copy_only=False)
+        return self._reasons[set_name]
+
+    def gather(self, inputs: Sequence[Input], rows: npt.NDArray[np.int64]) -> pa.Table:
+        """row_id and the inputs under their visible names, for the rows at these indexes."""
+        self._read_base(i.own for i in inputs if i.made_by is None)
+        indexes = pa.array(rows)
+        columns = {"row_id": self._base["row_id"].take(indexes)}
+        for item in inputs:
+            if item.made_by is None:
+                columns[item.visible] = self._base[item.own].take(indexes)
+            else:
+                table = self.table(self.sets[item.made_by])
+                if table is None:
+                    raise StoreError(f"shard {self.shard}: {item.visible} was not computed before it is read")
+                columns[item.visible] = table.column(item.own).take(indexes)
+        return pa.table(columns)
+
+
+@dataclass
+class Walk:
+    """Where every row of a shard stands after some steps.
+
+    `left` is the position at which a row went (0 = ingest, -1 = still in); `reason` says why. `rows_in` maps position
+    → rows before it. `missing` maps position → indexes of rows that are alive there but not computed yet; the walk
+    stops at the first such step.
+    """
+
+    left: npt.NDArray[np.int16]
+    reason: npt.NDArray[np.object_]
+    rows_in: dict[int, int] = field(default_factory=dict)
+    missing: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> Mask:
+        """(N,) bool."""
+        return np.asarray(self.left == STILL_IN)
+
+    def take_out(self, rows: npt.NDArray[np.int64], position: int, reasons: Any) -> None:
+        """These rows go at this step, for these reasons."""
+        self.left[rows] = position
+        self.reason[rows] = reasons
+
+    def copy(self) -> Walk:
+        """An independent copy."""
+        return Walk(self.left.copy(), self.reason.copy(), dict(self.rows_in), dict(self.missing))
+
+
+def start(view: ShardView) -> Walk:
+    """P₀: rows with status ok; the others failed at ingest with their status as the reason."""
+    status = view.base(["status"]).column(0).to_numpy(zero_copy_only=False)
+    made = Walk(np.full(len(view), STILL_IN, np.int16), np.full(len(view), None, object))
+    failed = np.flatnonzero(status != "ok")
+    made.take_out(failed, 0, status[failed])
+    made.rows_in[0] = len(view)
+    return made
+
+
+def walk(
+    view: ShardView, steps: Sequence[BoundStep], engine: FilterEngine, begin: Walk | None = None, final: bool = True
+) -> Walk:
+    """Go through `steps`. With `final`, rows with a transient error have failed; without, they count as missing."""
+    state = begin.copy() if begin is not None else start(view)
+    for bound in steps:
+        position = bound.step.position
+        rows = np.flatnonzero(state.alive)
+        state.rows_in[position] = len(rows)
+        if bound.step.kind == "filter":
+            apply_filter(view, bound, engine, state, rows)
+            continue
+        reasons = view.reasons(bound.set_name)[rows]
+        undone = np.fromiter(
+            (r == UNCOVERED or (not final and r is not None and r.startswith("!")) for r in reasons), bool, len(reasons)
+        )
+        if undone.any():
+            state.missing[position] = rows[undone]
+            return state
+        take_failed(bound, state, rows, reasons)
+    return state
+
+
+def take_failed(
+    bound: BoundStep, state: Walk, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.object_]
+) -> None:
+    """The rows a stage or group failed go, unless its step says `on_error: keep`."""
+    if bound.step.on_error == "drop":
+        failed = np.fromiter((r is not None for r in reasons), bool, len(reasons))
+        state.take_out(rows[failed], bound.step.position, reasons[failed])
+
+
+def apply_filter(
+    view: ShardView, bound: BoundStep, engine: FilterEngine, state: Walk, rows: npt.NDArray[np.int64]
+) -> None:
+    """The rows stay where the expression is TRUE; the others go as `<name>`, `<name>:null` or `<name>:error`."""
+    assert bound.step.expression is not None
+    if not len(rows):
+        return
+    codes = engine.evaluate(view.gather(bound.step.inputs, rows), bound.step.expression)
+    for code, suffix in ((0, ""), (-1, ":null"), (-2, ":error")):
+        state.take_out(rows[codes == code], bound.step.position, f"{bound.step.name}{suffix}")
+
+
+def input_coverage(view: ShardView, step: PlannedStep, rows: npt.NDArray[np.int64]) -> Mask:
+    """True where every column set the step reads has a value or a permanent error."""
+    covered = np.ones(len(rows), bool)
+    for position in {i.made_by for i in step.inputs if i.made_by is not None}:
+        covered &= is_covered(view.reasons(view.sets[position])[rows])
+    return covered
+
+
+def rows_digest(parts: Iterable[tuple[npt.NDArray[np.int64], Mask]]) -> str:
+    """sha256 over (row_id as int64 LE, is every input covered as one byte), in order."""
+    digest = hashlib.sha256()
+    for row_ids, covered in parts:
+        pairs = np.zeros(len(row_ids), dtype=[("row_id", "<i8"), ("covered", "u1")])
+        pairs["row_id"], pairs["covered"] = row_ids, covered
+        digest.update(pairs.tobytes())
+    return digest.hexdigest()
+
+
+def verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Table:
+    """The ledger of one shard: kept, dropped or failed, at which step, why; schema VERDICT_SCHEMA, row order."""
+    if state.missing:
+        position = min(state.missing)
+        raise StoreError(f"shard {view.shard}: step {position} has rows that are not computed; run the recipe again")
+    names = {0: "ingest", **{b.step.position: b.step.name for b in steps}}
+    is_filter = {b.step.position for b in steps if b.step.kind == "filter"}
+    words = {STILL_IN: "kept", 0: "failed", **{p: "dropped" if p in is_filter else "failed" for p in names if p}}
+    left = state.left.tolist()
+    return pa.table(
+        [
+            pa.array(view.row_ids),
+            pa.array([words[p] for p in left], pa.string()),
+            pa.array([None if p == STILL_IN else p for p in left], pa.int16()),
+            pa.array([None if p == STILL_IN else names[p] for p in left], pa.string()),
+            pa.array(state.reason.tolist(), pa.string()),
+        ],
+        schema=VERDICT_SCHEMA,
+    )
+
+
+def step_counts(state: Walk, steps: Sequence[BoundStep]) -> dict[int, tuple[int, int]]:
+    """Position → (rows before the step, rows that went at it)."""
+    return {
+        b.step.position: (state.rows_in.get(b.step.position, 0), int((state.left == b.step.position).sum()))
+        for b in steps
+    }

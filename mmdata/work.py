@@ -1,0 +1,355 @@
+"""One unit of work: one pass over one shard, from base rows to committed columns. No Ray here.
+
+In: a `PassContext` (the same for every shard) and a shard's newest files. Out: a `PassResult` with counts and the files
+that now stand. What a bad row costs stands in `isolate`; what a dead worker costs is this: the rows it was working on
+are found in the journal, everything else of the shard is computed and committed first, then they go one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mmdata.batch import Batch, DecodedCache
+from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
+from mmdata.columns import media_reference
+from mmdata.filters import FilterEngine
+from mmdata.isolate import Journal, RowResult, StepTracker, compute_rows
+from mmdata.stage import Failed, Stage
+from mmdata.store import Store
+from mmdata.survivors import (
+    BoundStep,
+    ShardView,
+    Walk,
+    apply_filter,
+    input_coverage,
+    is_covered,
+    start,
+    step_counts,
+    take_failed,
+    walk,
+)
+
+__all__ = ["PassContext", "PassResult", "StepWork", "close_stages", "finished_pass", "journal_folder", "run_pass"]
+
+DECODED_BYTES = 256 << 20  # of one chunk: pictures in full and their variants
+ROWS_PER_CALL = 256  # of a stage without a model
+IMAGE_COLUMNS = [c.name for c in media_reference("image")]
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What every shard of a pass shares. `steps` are all steps from the first; those of this pass begin at `begin`."""
+
+    store: Store
+    dataset_id: str
+    steps: tuple[BoundStep, ...]
+    begin: int
+    threads: int = 1
+
+    @property
+    def sets(self) -> dict[int, str]:
+        """Position → set name, of every step that makes columns."""
+        return {b.step.position: b.set_name for b in self.steps if b.set_name}
+
+
+@dataclass
+class StepWork:
+    """What was done for one step in one shard."""
+
+    rows_in: int = 0
+    gone: int = 0
+    failed: int = 0
+    computed: int = 0
+    transient: int = 0
+    seconds: float = 0.0
+    opened: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class PassResult:
+    """`work` maps position → what was done; `files` set name → the newest column file. `reads` are media reads."""
+
+    shard: int
+    rows: int
+    alive: int
+    work: dict[int, StepWork]
+    files: dict[str, ColumnFile] = field(default_factory=dict)
+    reads: int = 0
+    decodes: int = 0
+
+
+class _Buffer:
+    """The columns of one set for one shard while rows are being computed; starts from what is committed."""
+
+    def __init__(self, view: ShardView, bound: BoundStep) -> None:
+        contract = bound.step.contract
+        assert contract is not None
+        self.bound = bound
+        self.changed = False
+        self.committed = view.table(bound.set_name) is not None
+        self._view = view
+        self._schema = contract.writes
+        self._values: dict[str, list[Any]] = {}
+        self.reasons = view.reasons(bound.set_name).copy()
+
+    @property
+    def covered(self) -> npt.NDArray[np.bool_]:
+        return is_covered(self.reasons)
+
+    def _load(self) -> None:
+        if not self._values:
+            table = self._view.table(self.bound.set_name)
+            rows = len(self._view)
+            self._values = {
+                name: [None] * rows if table is None else table.column(name).to_pylist() for name in self._schema.names
+            }
+
+    def put(self, row: int, result: RowResult) -> None:
+        self._load()
+        self.changed = True
+        failed = isinstance(result, Failed)
+        self.reasons[row] = result.reason if isinstance(result, Failed) else None
+        for name, values in self._values.items():
+            values[row] = None if failed else result[name]  # type: ignore[index]
+
+    def table(self) -> pa.Table:
+        self._load()
+        columns = [pa.array(self._values[f.name], f.type) for f in self._schema]
+        names = ["row_id", *self._schema.names, "reason"]
+        return pa.table([pa.array(self._view.row_ids), *columns, pa.array(list(self.reasons), pa.string())], names)
+
+
+def run_pass(
+    context: PassContext, shard: int, rows_file: str, files: Mapping[str, ColumnFile], engine: FilterEngine
+) -> PassResult:
+    """Compute what this pass still lacks for one shard, commit it, and say where the rows stand.
+
+    Rows that an earlier run or pass covered are not touched; where nothing is missing no media is read and no stage
+    is opened. Every set of the pass has a column file for the shard afterwards, if only with `uncovered` rows.
+    """
+    view = ShardView(context.store, shard, rows_file, context.sets, files)
+    before = walk(view, context.steps[: context.begin], engine, start(view))
+    mine = context.steps[context.begin :]
+    job = _ShardJob(context, view, mine, engine)
+    if walk(view, mine, engine, before, final=False).missing:
+        job.compute(before)
+    job.commit()
+    result = _result(view, mine, walk(view, mine, engine, before, final=True), job.work)
+    return replace(result, files=job.files, reads=job.reads, decodes=job.decodes)
+
+
+def finished_pass(
+    context: PassContext, shard: int, rows_file: str, files: Mapping[str, ColumnFile], engine: FilterEngine
+) -> PassResult | None:
+    """The result of a pass that has nothing left to compute for this shard; None when it has."""
+    if any(name not in files for name in context.sets.values()):
+        return None
+    view = ShardView(context.store, shard, rows_file, context.sets, files)
+    before = walk(view, context.steps[: context.begin], engine, start(view))
+    mine = context.steps[context.begin :]
+    state = walk(view, mine, engine, before, final=False)
+    if state.missing:
+        return None
+    return _result(view, mine, state, {b.step.position: StepWork() for b in mine})
+
+
+def _result(view: ShardView, steps: Sequence[BoundStep], state: Walk, work: dict[int, StepWork]) -> PassResult:
+    for position, (rows_in, gone) in step_counts(state, steps).items():
+        work[position].rows_in, work[position].gone = rows_in, gone
+    for bound in steps:
+        if bound.set_name:
+            was_in = state.alive | (state.left >= bound.step.position)
+            reasons = [r for r in view.reasons(bound.set_name)[was_in] if r is not None]
+            work[bound.step.position].failed = len(reasons)
+            work[bound.step.position].transient = sum(r.startswith("!") for r in reasons)
+    return PassResult(view.shard, len(view), int(state.alive.sum()), work)
+
+
+class _ShardJob:
+    """The computing of one pass over one shard."""
+
+    def __init__(
+        self, context: PassContext, view: ShardView, steps: Sequence[BoundStep], engine: FilterEngine
+    ) -> None:
+        self.context, self.view, self.steps, self.engine = context, view, steps, engine
+        self.work = {b.step.position: StepWork() for b in steps}
+        self.buffers: dict[str, _Buffer] = {}
+        self.files: dict[str, ColumnFile] = {}
+        self.reads = self.decodes = 0
+        self._journals: dict[str, Journal] = {}
+        self._ids = view.row_ids
+        for bound in steps:
+            if bound.set_name and bound.set_name not in self.buffers:
+                self.buffers[bound.set_name] = _Buffer(view, bound)
+
+    def compute(self, before: Walk) -> None:
+        """Rows in chunks; those a dead worker was busy with come last, alone, after the others are committed."""
+        folder = journal_folder(self.context.dataset_id)
+        self._journals = {
+            name: Journal(folder / f"{name}-{self.view.shard:05d}.json") for name in self.buffers
+        }
+        suspected = {r for journal in self._journals.values() for r in (*journal.suspects, *journal.deaths)}
+        rows = np.flatnonzero(before.alive)
+        alone = np.array([r for r in rows if int(self._ids[r]) in suspected], np.int64)
+        try:
+            for chunk in self._chunks(np.setdiff1d(rows, alone)):
+                self._run_chunk(before, chunk)
+            if len(alone):
+                self.commit()
+            for row in alone:
+                self._run_chunk(before, np.array([row]))
+                for journal in self._journals.values():
+                    journal.clear(int(self._ids[row]))
+        except BaseException:
+            # What is computed stays computed, whatever stops the shard (Ctrl-C, a lost device, a broken stage).
+            for journal in self._journals.values():
+                journal.end()
+            self.commit()
+            raise
+
+    def _chunks(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Cut so that a chunk's pictures, all variants counted, stay within DECODED_BYTES."""
+        variants = {p for b in self.steps if b.step.contract for p in b.step.contract.pixels}
+        if not variants or not len(rows):
+            return [rows] if len(rows) else []
+        sizes = self.view.base(["width_px", "height_px"]).take(pa.array(rows))
+        # Media of unknown size (adopted, not probed) counts as 4 megapixels.
+        area = [(w or 2000) * (h or 2000) for w, h in zip(*(c.to_pylist() for c in sizes.columns), strict=True)]
+        fixed = sum(p.size * p.size * 3 for p in variants if p.size)
+        ends, held = [], 0
+        for index, pixels in enumerate(area):
+            cost = pixels * 3 + fixed
+            if held and held + cost > DECODED_BYTES:
+                ends.append(index)
+                held = 0
+            held += cost
+        return np.split(rows, ends)
+
+    def _run_chunk(self, before: Walk, chunk: npt.NDArray[np.int64]) -> None:
+        state = before.copy()
+        in_chunk = np.zeros(len(self.view), bool)
+        in_chunk[chunk] = True
+        needs_media = any(b.step.media for b in self.steps)
+        cache = self._cache(chunk) if needs_media else None
+        position_of = {int(r): i for i, r in enumerate(chunk)}
+        for bound in self.steps:
+            rows = np.flatnonzero(state.alive & in_chunk)
+            if not len(rows):
+                break
+            if bound.step.kind == "filter":
+                self._publish_to_view(bound)
+                apply_filter(self.view, bound, self.engine, state, rows)
+                continue
+            buffer = self.buffers[bound.set_name]
+            needed = rows[~buffer.covered[rows]]
+            if len(needed):
+                self._run_stage(bound, buffer, needed, cache, position_of)
+            take_failed(bound, state, rows, buffer.reasons[rows])
+        if cache is not None:
+            self.reads += cache.reads
+            self.decodes += cache.decodes
+
+    def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
+        table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))
+        return DecodedCache(table, self.context.store.read_range, self.context.threads)
+
+    def _publish_to_view(self, bound: BoundStep) -> None:
+        """Let a filter see the columns it reads that this pass has computed so far."""
+        for position in {i.made_by for i in bound.step.inputs if i.made_by is not None}:
+            buffer = self.buffers.get(self.view.sets[position])
+            if buffer is not None and (buffer.changed or self.view.table(self.view.sets[position]) is None):
+                self.view.replace_table(self.view.sets[position], buffer.table())
+
+    def _run_stage(
+        self,
+        bound: BoundStep,
+        buffer: _Buffer,
+        rows: npt.NDArray[np.int64],
+        cache: DecodedCache | None,
+        position_of: Mapping[int, int],
+    ) -> None:
+        began = time.perf_counter()
+        contract = bound.step.contract
+        assert contract is not None
+        self._publish_to_view(bound)
+        work = self.work[bound.step.position]
+        ready = input_coverage(self.view, bound.step, rows)
+        for row in rows[~ready]:
+            buffer.put(int(row), Failed("input", transient=True))
+        journal = self._journals[bound.set_name]
+        rows = self._without_given_up(rows[ready], journal, buffer)
+        size = bound.resolved.batch_shape or ROWS_PER_CALL
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
+            batch = Batch(self.view.gather(bound.step.inputs, some), cache, [position_of[int(r)] for r in some])
+            journal.begin(self._ids[some].tolist())
+            stage, tracker = _opened(bound)
+            results = compute_rows(stage, contract, batch, tracker)
+            journal.end()
+            for row, result in zip(some, results, strict=True):
+                buffer.put(int(row), result)
+            work.computed += len(some)
+            work.examples.update(tracker.examples)
+            work.opened += tracker.opened
+            tracker.opened = 0
+        work.seconds += time.perf_counter() - began
+
+    def _without_given_up(
+        self, rows: npt.NDArray[np.int64], journal: Journal, buffer: _Buffer
+    ) -> npt.NDArray[np.int64]:
+        given_up = [r for r in rows if journal.given_up(int(self._ids[r]))]
+        for row in given_up:
+            buffer.put(int(row), Failed("worker_died"))
+        return np.setdiff1d(rows, np.array(given_up, np.int64)) if given_up else rows
+
+    def commit(self) -> None:
+        """Publish every set that changed, or that has no file for this shard yet."""
+        for name, buffer in self.buffers.items():
+            if buffer.changed or not buffer.committed:
+                table = buffer.table()
+                base = ColumnFooter.of(canonical_json(dict(buffer.bound.document)))
+                self.files[name] = publish_columns(self.context.store, name, self.view.shard, table, base)
+                self.view.replace_table(name, table)
+                buffer.changed, buffer.committed = False, True
+
+
+_open_stages: dict[str, tuple[Stage[Any], StepTracker]] = {}
+
+
+def _opened(bound: BoundStep) -> tuple[Stage[Any], StepTracker]:
+    """The stage of a column set, opened once per worker process."""
+    if bound.set_name not in _open_stages:
+        operator = bound.step.operator
+        assert operator is not None and issubclass(operator, Stage)
+        stage = operator(bound.step.options)
+        stage.batch_shape = bound.resolved.batch_shape
+        stage.precision = bound.resolved.precision
+        stage.open(bound.resolved.device)
+        tracker = StepTracker(bound.step.name, opened=1)
+        _open_stages[bound.set_name] = (stage, tracker)
+    return _open_stages[bound.set_name]
+
+
+def close_stages() -> None:
+    """Let go of every stage this process has open."""
+    while _open_stages:
+        _, (stage, _tracker) = _open_stages.popitem()
+        stage.close()
+
+
+def journal_folder(dataset_id: str) -> Path:
+    """Where workers on this node keep their journals of one dataset."""
+    root = os.environ.get("MMDATA_SCRATCH") or os.path.join(tempfile.gettempdir(), f"mmdata-{os.getuid()}")
+    return Path(root) / "journal" / hashlib.sha256(dataset_id.encode()).hexdigest()[:16]

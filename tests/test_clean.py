@@ -1,0 +1,155 @@
+"""`clean` removes what nothing names, and only when nobody else works on the dataset."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mmdata.clean import clean, unreferenced
+from mmdata.errors import StoreError
+from mmdata.lease import Holder, Lease, ProcessId, _utc
+from mmdata.store import ColumnFooter, Store, publish_columns, write_parquet
+
+NOW = {
+    "format": 1,
+    "verdicts": "verdicts/chain-run2",
+    "rows": {"00000": "rows/00000.g0.parquet"},
+    "sets": {"kept-1": {"00000": "columns/kept-1/00000.c0.parquet"}},
+}
+LOOSE = [
+    "columns/score-1/00000.c0.parquet",
+    "columns/score-1/00000.c9.parquet",
+    "media/00000-zombie.tar",
+    "media/00002-crashed.tar",
+    "verdicts/chain-run1/00000.parquet",
+]
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Two shards of rows, each naming a tar; loose files of every kind beside them."""
+    monkeypatch.setenv("MMDATA_SCRATCH", str(tmp_path / "scratch"))
+    made = Store(str(tmp_path / "pets") if request.param == "local" else f"memory://{uuid.uuid4().hex}/pets")
+    for name, tar in (("00000.g0", "media/00000-a.tar"), ("00001.g0", "media/00001-b.tar"), ("00001.g1", None)):
+        rows = {"row_id": [1, 2, 3], "image_path": pa.array([tar, None, "https://example.org/x.tar"]), "url": ["u"] * 3}
+        write_parquet(pa.table(rows), tmp_path / "rows.parquet")
+        made.commit(f"rows/{name}.parquet", tmp_path / "rows.parquet")
+    for tar in ("00000-a", "00000-zombie", "00001-b", "00002-crashed"):
+        made.create(f"media/{tar}.tar", tar.encode())
+    for set_name, numbers in (("score-1", (0, 9, 10)), ("kept-1", (0, 1)), ("unused-1", (0,))):
+        for number in numbers:
+            write_parquet(pa.table({"row_id": [number]}), tmp_path / "c.parquet")
+            made.commit(f"columns/{set_name}/00000.c{number}.parquet", tmp_path / "c.parquet")
+    for run in ("run1", "run2"):
+        write_parquet(pa.table({"row_id": [1]}), tmp_path / "v.parquet")
+        made.commit(f"verdicts/chain-{run}/00000.parquet", tmp_path / "v.parquet")
+    made.create("runs/1.json", b"{}")
+    assert made.replace("current.json", json.dumps(NOW).encode(), None)
+    return made
+
+
+def everything(store: Store) -> set[str]:
+    return {f"{f}/{n}" for top in ("", "columns/", "verdicts/") for f in subfolders(store, top) for n in store.list(f)}
+
+
+def subfolders(store: Store, top: str) -> list[str]:
+    return [f"{top}{name}" for name in store.folders(top.rstrip("/"))]
+
+
+def test_only_what_nothing_names_goes(store: Store) -> None:
+    before = everything(store)
+    listed = clean(store, dry_run=True)
+    assert [name for name, _ in listed] == LOOSE
+    assert dict(listed)["media/00000-zombie.tar"] == len(b"00000-zombie")
+    assert everything(store) == before
+    assert clean(store) == listed
+    assert everything(store) == before - set(LOOSE)
+    assert clean(store) == []
+
+
+def test_temporary_files_go_and_a_lock_stays(store: Store) -> None:
+    if not store.is_local:  # memory has neither
+        assert store.entries("")[0][0] == "columns"
+        return
+    for folder in ("", "media/", "columns/score-1/"):
+        Path(store.root, f"{folder}.tmp-12-ab").write_bytes(b"half")
+    removed = [name for name, _ in clean(store)]
+    assert [name for name in removed if ".tmp-" in name] == [
+        ".tmp-12-ab",
+        "columns/score-1/.tmp-12-ab",
+        "media/.tmp-12-ab",
+    ]
+    assert (".lock", 0) in store.entries("")
+    assert all(not name.startswith(".tmp-") for name, _ in store.entries("media"))
+
+
+def test_without_an_answer_no_verdicts_are_named(store: Store) -> None:
+    names = [name for name, _ in unreferenced(store, {})]
+    assert "verdicts/chain-run2/00000.parquet" in names
+    assert "columns/kept-1/00000.c0.parquet" in names
+    assert not [name for name in names if name.startswith(("rows/", "runs/"))]
+
+
+def test_nothing_goes_while_another_process_holds_it(store: Store) -> None:
+    stamp = _utc(time.time())
+    elsewhere = replace(ProcessId.current(), host="elsewhere")
+    assert store.replace("lease.json", Holder("run-7", elsewhere, stamp, stamp).to_bytes(), None)
+    before = everything(store)
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match="held by run run-7"):
+            clean(store, dry_run=dry_run)
+    assert everything(store) == before
+
+
+def test_a_run_may_clean_its_own_dataset(store: Store) -> None:
+    with Lease.acquire(store, "run-1") as lease:
+        assert [name for name, _ in clean(store)] == LOOSE
+        lease.beat()
+        assert not lease.lost.is_set()
+
+
+def test_a_torn_rows_file_stops_it(store: Store) -> None:
+    before = everything(store)
+    path = f"{store.root}/rows/00003.g0.parquet"
+    if store.is_local:
+        Path(path).write_bytes(b"PAR1 torn")
+    else:
+        store.fs.pipe_file(path, b"PAR1 torn")
+    with pytest.raises(StoreError, match=r"rows/00003\.g0\.parquet of .* is not a whole Parquet file"):
+        clean(store)
+    assert everything(store) - {"rows/00003.g0.parquet"} == before
+
+
+def test_scratch_of_dead_processes_goes(store: Store, tmp_path: Path) -> None:
+    me = ProcessId.current()
+    dead = tmp_path / "scratch" / f"{replace(me, start=me.start - 1).token()}.abc"
+    mine, foreign = tmp_path / "scratch" / f"{me.token()}.abc", tmp_path / "scratch" / "notes"
+    for folder in (dead, mine, foreign):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"12345")
+    assert (str(dead), 5) in clean(store, dry_run=True)
+    assert (str(dead), 5) in clean(store)
+    assert (dead.exists(), mine.exists(), foreign.exists()) == (False, True, True)
+
+
+def test_no_dataset_is_made_by_cleaning(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no dataset at"):
+        clean(Store(str(tmp_path / "pets")))
+    assert not (tmp_path / "pets").exists()
+
+
+def test_what_is_left_still_reads(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "pets"))
+    footer = ColumnFooter.of("{}")
+    for reasons in ([None, "uncovered"], [None, None]):
+        rows = {"row_id": [0, 1], "x": [1.0, 2.0], "reason": pa.array(reasons, pa.string())}
+        newest = publish_columns(store, "x-1", 0, pa.table(rows), footer)
+    assert [name for name, _ in clean(store)] == ["columns/x-1/00000.c0.parquet"]
+    assert store.coverage("x-1") == {0: newest}
+    assert store.read_table(newest.name)["x"].to_pylist() == [1.0, 2.0]
