@@ -31,7 +31,7 @@ class DecodedCache:
     """
 
     def __init__(self, table: pa.Table, read: ReadMedia, threads: int = 1) -> None:
-        self._references = {
+        self._references: dict[str, list[Any]] = {
             name: table.column(name).to_pylist() for name in table.column_names if name.startswith("image_")
         }
         self._read = read

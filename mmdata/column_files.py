@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmdata import local_disk
 from mmdata.columns import FORMAT_VERSION
 from mmdata.errors import StoreError
 
@@ -155,9 +156,14 @@ def write_parquet(
     """Write `table` to a local file; equal tables and metadata give equal bytes, however the table is chunked.
 
     `metadata` replaces the schema's own. `row_group_rows`: rows of one row group, None = one group (up to 2^20 rows).
+    StoreError when the disk is full or the folder cannot be written.
     """
     plain = table.combine_chunks().replace_schema_metadata(dict(metadata) if metadata else None)
-    pq.write_table(plain, path, row_group_size=row_group_rows or 1 << 20, **PARQUET)
+    try:
+        pq.write_table(plain, path, row_group_size=row_group_rows or 1 << 20, **PARQUET)
+    except OSError as error:
+        todo = local_disk.what_to_do(error, plain.nbytes, str(path.parent))
+        raise StoreError(f"cannot write {path}: {todo}") from error
 
 
 def write_column_file(path: Path, table: pa.Table, footer: ColumnFooter) -> ColumnFooter:

@@ -26,6 +26,7 @@ from mmdata.shards import Media, ParquetShards, Shards, WebDatasetShards
 
 __all__ = ["ExportOptions", "ExportResult", "Exportable", "export"]
 
+
 @dataclass(frozen=True)
 class ExportResult:
     """`rows` samples in `shards` shards of `data_bytes` bytes at `path`; `written` False: it stood there already."""
@@ -46,7 +47,7 @@ class Exportable(Protocol):
 
     @property
     def current(self) -> Any:
-        """What readers see, with its `chain`; None when no run has finished."""
+        """What readers see, with its `chain` and `steps`; None when no run has finished."""
 
     def shards(self) -> list[int]:
         """Shard numbers, ascending."""
@@ -79,7 +80,7 @@ def export(
     """
     target = Target(options.path, dataset.store)
     with target.sole_writer():
-        columns, survey = _survey(dataset, options, meanings)
+        columns, survey = _survey(dataset, options, {**_makers(dataset), **(meanings or {})})
         funnel = dataset.funnel()
         if funnel.kept != survey.rows:
             raise StoreError(
@@ -182,18 +183,26 @@ def _kept(dataset: Exportable, shard: int, options: ExportOptions) -> pa.Table:
     return dataset.kept(shard, columns_to_ask(options.columns))
 
 
+def _makers(dataset: Exportable) -> dict[str, str]:
+    """Step column → which step made it, for the card."""
+    made = {}
+    for step in () if dataset.current is None else dataset.current.steps:
+        for name in [*(visible for _, visible in step.outputs), step.reason_column]:
+            made[name] = f"made by step {step.name}"
+    return made
+
+
 def _survey(
-    dataset: Exportable, options: ExportOptions, meanings: Mapping[str, str] | None
+    dataset: Exportable, options: ExportOptions, meanings: Mapping[str, str]
 ) -> tuple[tuple[ExportColumn, ...], Survey]:
     reserved = ("image",) if options.format == "parquet" and options.include_media else ()
+    shards = dataset.shards()
     columns: tuple[ExportColumn, ...] = ()
+    if shards:
+        columns = export_columns(dataset.kept(shards[0]).schema, options.columns, meanings, reserved)
     survey = Survey(columns)
-    for position, shard in enumerate(dataset.shards()):
-        kept = _kept(dataset, shard, options)
-        if position == 0:
-            columns = export_columns(kept.schema, options.columns, meanings, reserved)
-            survey = Survey(columns)
-        survey.add(shard, kept, as_members=options.format == "webdataset")
+    for shard in shards:
+        survey.add(shard, _kept(dataset, shard, options), as_members=options.format == "webdataset")
     return columns, survey
 
 

@@ -207,7 +207,7 @@ class _Walk:
             return f"reads {name!r}, which is made by step {self.later[name]!r} further down; move the filter below it"
         if name.lower() in self.catalogue.kinds or name.lower() in ("current_time", "localtime", "localtimestamp"):
             return f"has {name!r}, which is no column; a filter may only depend on its row"
-        return f"reads {name!r}, but no such column exists before this step{nearest(name, self.names)}"
+        return f"reads {name!r}, but no such column exists at this step{nearest(name, [*self.names, *self.later])}"
 
     def function(self, node: dict[str, Any], scope: frozenset[str]) -> None:
         """A scalar function or operator of the catalogue, called plainly."""
@@ -238,7 +238,7 @@ class _Walk:
     def not_allowed(self, name: str) -> str:
         kind = self.catalogue.kinds.get(name)
         if kind is None:
-            return f"calls {name!r}, but DuckDB has no such function{nearest(name, self.catalogue.allowed)}"
+            return f"calls {name!r}, but DuckDB has no such function{_near(name, self.catalogue.allowed)}"
         shown = name.removesuffix("_star")
         return f"calls {shown!r}, {_KIND_SENTENCES.get(kind, 'which is not on the list of what a filter may call')}"
 
@@ -267,9 +267,15 @@ class _Walk:
     def type(self, node: dict[str, Any]) -> None:
         name = str(node["type_name"]).lower()
         if name not in _TYPE_NAMES or node.get("schema") or node.get("catalog"):
-            raise Refused(f"casts to {node['type_name']!r}, which a filter cannot use{nearest(name, _TYPE_NAMES)}")
+            raise Refused(f"casts to {node['type_name']!r}, which a filter cannot use{_near(name, _TYPE_NAMES)}")
         node["type_name"], node["qualified_name"]["path"] = _TYPE_NAMES[name], [_TYPE_NAMES[name]]
 
 
 def _words(name: str) -> str:
     return name.lower().replace("_", " ")
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """The nearest of many names, or nothing: listing them all would bury the sentence."""
+    found = nearest(name, known)
+    return found if "did you mean" in found else ""

@@ -62,7 +62,9 @@ class GroupJob:
     def compute(self, bound: BoundStep, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         """Run the group over all rows, in its order, and publish each shard's part. Returns shard → column file."""
         operator, contract = self._step.operator, self._step.contract
-        assert operator is not None and issubclass(operator, Group) and contract is not None
+        assert operator is not None
+        assert issubclass(operator, Group)
+        assert contract is not None
         rows = pa.concat_tables(self._tables) if self._tables else pa.table({"row_id": pa.array([], pa.int64())})
         order = self._engine.order(rows, self._step.order)
         ordered = rows.take(pa.array(order))

@@ -84,7 +84,8 @@ def export_columns(
         if exported.lower() in taken:
             raise RecipeError(f"export.columns: {name!r} collides with another exported column; leave it out")
         taken.add(exported.lower())
-        about = _about(exported, name) if name in _DESCRIBED else ("", (meanings or {}).get(name, ""))
+        meaning = (meanings or {}).get(name, "as given in the source")
+        about = _about(exported, name) if name in _DESCRIBED else ("", meaning)
         found.append(ExportColumn(exported, name, schema.field(name).type, *about))
     return tuple(found)
 

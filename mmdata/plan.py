@@ -264,7 +264,8 @@ def _bind_options(where: str, operator: type[Operator[Any]], step: OperatorStep,
 def _require_modules(where: str, contract: Contract) -> None:
     missing = [m for m in contract.needs.modules if find_spec(m) is None]
     if missing:
-        command = f"pip install 'mmdata[{contract.needs.extra}]'" if contract.needs.extra else f"pip install {missing[0]}"
+        package = f"'mmdata[{contract.needs.extra}]'" if contract.needs.extra else missing[0]
+        command = f"pip install {package}"
         raise MissingExtra(f"{where} needs {' and '.join(missing)}, not installed here: {command}")
 
 
@@ -275,7 +276,8 @@ def _require_column(where: str, column: str, names: _Names, unmade: Mapping[str,
         raise RecipeError(f"{where} reads column {column!r}, which step {unmade[column]} makes only later; move it up")
     if column == "caption":
         raise RecipeError(f"{where} reads the caption, but source.caption names no column of the list")
-    raise RecipeError(f"{where} reads column {column!r}, which nothing before it makes{registry.nearest(column, names.types)}")
+    near = registry.nearest(column, names.types)
+    raise RecipeError(f"{where} reads column {column!r}, which nothing before it makes{near}")
 
 
 def _warnings(steps: Sequence[PlannedStep]) -> list[str]:
@@ -300,7 +302,9 @@ def _identity_document(
     step: PlannedStep, resolved: Resolved | None, sets: Mapping[int, str], digest: str | None
 ) -> dict[str, Any]:
     """What decides a column set's values: see design 3.2. Columns enter as (set id, own name) or the bare base name."""
-    assert step.operator is not None and step.options is not None and step.contract is not None
+    assert step.operator is not None
+    assert step.options is not None
+    assert step.contract is not None
     references = {
         i.visible: i.own if i.made_by is None else [sets[i.made_by].rpartition("-")[2], i.own] for i in step.inputs
     }

@@ -95,7 +95,8 @@ def perform(context: Any, item: Item) -> Any:
     """Do one item in this process."""
     global _engine
     if item.kind == "ingest":
-        assert item.rows is not None and isinstance(context, IngestContext)
+        assert item.rows is not None
+        assert isinstance(context, IngestContext)
         return ingest_shard(context.store, item.shard, item.rows, context.source_kind, context.fetch, item.attempt)
     if item.kind == "resolve":
         return resolve_stage(*context)
@@ -111,7 +112,9 @@ def resolve_stage(step: PlannedStep, device: str) -> Resolved:
     On an accelerator the stage is opened, which runs one full batch; where that is out of memory the shape is halved.
     """
     operator, contract = step.operator, step.contract
-    assert operator is not None and issubclass(operator, Stage) and contract is not None
+    assert operator is not None
+    assert issubclass(operator, Stage)
+    assert contract is not None
     weights = operator.resolve_weights(step.options)
     shape = contract.batch_shape
     while device != "cpu" and shape is not None:
@@ -120,7 +123,7 @@ def resolve_stage(step: PlannedStep, device: str) -> Resolved:
         try:
             stage.open(device)
             break
-        except Exception as error:  # noqa: BLE001  any out-of-memory error halves the shape, everything else goes on up
+        except Exception as error:
             if "OutOfMemoryError" not in {c.__name__ for c in type(error).__mro__} or shape == 1:
                 raise
             shape //= 2

@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmdata.columns import base_schema
 from mmdata.errors import RecipeError, SourceError
 from mmdata.layout import export_columns
 from mmdata.ledger import DatasetDocument, dataset_document
 from mmdata.plan import Plan, plan_recipe
 from mmdata.recipe import Recipe
-from mmdata.columns import base_schema
-from mmdata.store import Store
+from mmdata.store import TEMPORARY, Store
 
 __all__ = ["Proved", "prove"]
 
@@ -46,9 +46,11 @@ def prove(recipe: Recipe) -> Proved:
     if found is not None:
         _require_same(recipe, store, found, fingerprint)
         return Proved(plan, store, found)
-    foreign = [name for name, _ in store.entries("") if name not in _OURS]
+    foreign = [name for name, _ in store.entries("") if name not in _OURS and not name.startswith(TEMPORARY)]
     if foreign:
-        raise RecipeError(f"dataset {store.url} is not empty and no dataset (it holds {foreign[0]!r}); name another folder")
+        raise RecipeError(
+            f"dataset {store.url} is not empty and no dataset (it holds {foreign[0]!r}); name another folder"
+        )
     if next(iter(recipe.source.tables(1)), None) is None:
         raise SourceError(f"source {recipe.source.path} holds no rows")
     source = {**_described(recipe), "fingerprint": fingerprint, "first_shard": 0, "shards": None}
@@ -88,7 +90,7 @@ def _require_same(recipe: Recipe, store: Store, found: DatasetDocument, fingerpr
             was, is_now = source["options"].get(name), now.get(name)
             raise RecipeError(f"dataset {store.url} was made with source.{name}: {was!r}, not {is_now!r}; {cure}")
     fetch = recipe.fetch.model_dump(mode="json")
-    for name in sorted({*found.fetch, *fetch}):
+    for name in sorted({*found.fetch, *fetch} - recipe.fetch.OPERATIONAL):
         if found.fetch.get(name) != fetch.get(name):
             was, is_now = found.fetch.get(name), fetch.get(name)
             raise RecipeError(f"dataset {store.url} was made with fetch.{name}: {was!r}, not {is_now!r}; {cure}")

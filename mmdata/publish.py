@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -53,8 +54,8 @@ class Target:
             raise StoreError(f"another export is writing to {self.path}; wait for it, or stop it")
         try:
             with _disk_errors(self.path):
-                self._manifest = self._read_manifest()
                 self._sweep()
+                self._manifest = self._read_manifest()
                 yield
         finally:
             lock.unlink(missing_ok=True)  # while it is held, so that nobody locks a file without a name
@@ -82,18 +83,23 @@ class Target:
         return dict(manifest)
 
     def _sweep(self) -> None:
-        """Remove what dead exports left beside the target."""
-        for left in self.path.parent.iterdir():
-            if left.name.startswith((f"{self.path.name}.attempt-", f"{self.path.name}.old-")):
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+        """Remove what dead exports left beside the target; put back an earlier export that one had moved aside."""
+        ours = re.compile(re.escape(self.path.name) + r"\.(attempt|old)-[0-9a-f]{12}")
+        for left in sorted(self.path.parent.iterdir()):
+            found = ours.fullmatch(left.name)
+            if found is None:
+                continue
+            if found[1] == "old" and not self.path.exists():
+                left.rename(self.path)
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
     def finished(self, identity: str) -> dict[str, int] | None:
         """Data files and sizes of a whole export of this identity, None when there is none."""
         manifest = self._manifest
-        if manifest is None or manifest.get("identity") != identity :
+        if manifest is None or manifest.get("identity") != identity:
             return None
         files: dict[str, int] = manifest["files"]
         sizes = {p.name: p.stat().st_size for p in self.path.iterdir()}
@@ -163,8 +169,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"the disk is full at {path}; make room and give the same command again") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreError(
+                f"{path} cannot be written, the disk or a quota is full ({error.strerror}); make room and give the "
+                "same command again"
+            ) from error
         about_us = str(error.filename or "").startswith(str(path.parent))
         if about_us and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise RecipeError(f"export.path {path} cannot be written ({error.strerror}); choose another") from error

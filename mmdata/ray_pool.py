@@ -30,23 +30,23 @@ class RayPool:
             import ray
         except ImportError:
             raise MissingExtra("ray is not installed: pip install ray, or use --runner inline") from None
-        self._ray = ray
-        self._owns_cluster = not ray.is_initialized()
+        self._ray: Any = ray
+        self._owns_cluster = not self._ray.is_initialized()
         if self._owns_cluster:
             self._start(workers, address)
-        resources = ray.cluster_resources()
+        resources = self._ray.cluster_resources()
         cluster_cpus = int(resources.get("CPU", 1))
         self.slots = max(1, min(workers or cluster_cpus, cluster_cpus))
         self.gpus = float(resources.get("GPU", 0))
         self.device = ("cuda" if self.gpus else "cpu") if device == "auto" else device
-        self._nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+        self._nodes = [n["NodeID"] for n in self._ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
         self._turn = itertools.cycle(self._nodes)
         self._contexts: dict[str, Any] = {}
         self._flights: dict[Any, tuple[Item, str | None, Any]] = {}  # reference → item, node, actor
         self._idle: list[tuple[Any, str]] = []
         self._actors = 0
-        self._perform = ray.remote(perform)
-        self._actor_class = ray.remote(_Actor)
+        self._perform = self._ray.remote(perform)
+        self._actor_class = self._ray.remote(_Actor)
 
     def _start(self, workers: int | None, address: str | None) -> None:
         where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
@@ -83,7 +83,7 @@ class RayPool:
         # A device is asked for only to settle what a model needs; nothing else of a task uses one.
         gpus = min(1.0, self.gpus) if item.kind == "resolve" else 0
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(at, soft=True)
-        options = {"num_cpus": 0 if self.slots == 1 else 1, "num_gpus": gpus, "max_retries": 0}
+        options: dict[str, Any] = {"num_cpus": 0 if self.slots == 1 else 1, "num_gpus": gpus, "max_retries": 0}
         if not gpus:
             options["scheduling_strategy"] = strategy
         self._flights[self._perform.options(**options).remote(context, item)] = (item, at, None)

@@ -170,7 +170,7 @@ def parse(
 
 def _from_yaml(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
+        return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -212,7 +212,7 @@ def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[s
     `steps.<step name>.<option>=value` and `filters.<filter name>=SQL` address steps by name; any other dotted path
     addresses the document itself (`fetch.timeout_s=5`, `dataset=elsewhere`). Values are read as YAML, filters as text.
     """
-    result = _deep_copy(document)
+    result: dict[str, Any] = _deep_copy(document)
     for assignment in overrides:
         path, equals, text = assignment.partition("=")
         parts = path.strip().split(".")
@@ -274,7 +274,9 @@ def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:
         inner = target.get(part)
         if inner is not None and not isinstance(inner, dict):
             raise RecipeError(f"--set {'.'.join(parts)}: {part} is not a mapping")
-        target = target.setdefault(part, {}) if inner is not None else target.__setitem__(part, {}) or target[part]
+        if inner is None:
+            target[part] = {}
+        target = target[part]
     target[parts[-1]] = value
 
 

@@ -26,7 +26,7 @@ _registered: dict[str, type[Operator[Any]]] = {}
 
 
 def register(operator_class: type[Operator[Any]]) -> type[Operator[Any]]:
-    """Make an operator known by its `name` in this process; a name may be registered again (an edited notebook cell)."""
+    """Make an operator known by its `name` in this process; registering a name again replaces it (notebooks do)."""
     if not issubclass(operator_class, Stage | Group):
         raise TypeError(f"{operator_class.__name__} is neither a Stage nor a Group")
     if operator_class.name in _BUILT_IN:

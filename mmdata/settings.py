@@ -1,16 +1,16 @@
-"""What a recipe may say about reading and writing the outside: the options of export."""
+"""What a recipe may say about reading and writing the outside: the options of fetch and of export."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmdata.stage import Options
 
-__all__ = ["ExportOptions", "parse_size"]
+__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "parse_size"]
 
 DEFAULT_SHARD_ROWS = 10_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -27,6 +27,69 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise ValueError(f"the size {text!r} is not above zero")
     return size
+
+
+Interpolation = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
+
+
+class FetchOptions(Options):
+    """How a list's media is fetched, checked and stored; names and meanings are img2dataset's where it has them.
+
+    `OPERATIONAL` names the options that change how fast and how patiently rows are fetched, never what is stored for
+    a row that succeeds.
+    """
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
+        ["timeout_s", "retries", "concurrency", "per_host", "bytes_in_flight", "user_agent", "decode_threads"]
+    )
+
+    image_size: int = Field(256, ge=1, le=16_384, description="side in px that resize_mode brings the picture to")
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = Field(
+        "keep_ratio", description="keep_ratio: short side; keep_ratio_largest: long side; border: and pad to a square"
+    )
+    resize_only_if_bigger: bool = Field(False, description="leave pictures whose side is not above image_size")
+    upscale_interpolation: Interpolation = Field("lanczos", description="OpenCV's filter for enlarging")
+    downscale_interpolation: Interpolation = Field("area", description="OpenCV's filter for shrinking")
+    encode_format: Literal["jpg", "png", "webp"] = Field("jpg", description="format of stored pictures")
+    encode_quality: int = Field(95, ge=0, le=100, description="jpg, webp: 0 to 100; png: zlib level 0 to 9, else 6")
+    skip_reencode: bool = Field(False, description="keep the bytes of a picture that needs no change at all")
+    disable_all_reencoding: bool = Field(False, description="store bytes as fetched, once they are proved to decode")
+    decode: Literal["exact", "fast"] = Field(
+        "exact", description="fast: JPEG at a DCT scale of at least 1.5 times the target before it is shrunk"
+    )
+    extract_exif: bool = Field(True, description="keep EXIF tags as JSON in the column exif")
+    min_image_size: int = Field(0, ge=0, description="px: a shorter short side is filtered")
+    max_image_area: float | None = Field(None, gt=0, description="px: a larger area is filtered; null = no bound")
+    max_aspect_ratio: float | None = Field(None, ge=1, description="long by short side: above is filtered")
+    max_pixels: int = Field(2**28 // 3, ge=1, le=2**29 // 3, description="px in the header: above is never decoded")
+    timeout_s: float = Field(20.0, gt=0, description="deadline of one URL: all attempts, redirects and the body")
+    retries: int = Field(0, ge=0, le=20, description="further attempts after connection trouble, 429 and 5xx")
+    max_bytes: int = Field(64 << 20, ge=1, description="bytes of one body")
+    max_redirects: int = Field(5, ge=0, le=50, description="redirects followed, each one's address checked")
+    allow_private: bool = Field(False, description="let URLs lead to private, loopback and link-local addresses")
+    user_agent: str | None = Field(
+        None,
+        pattern=r"^[\x20-\x7e]+$",
+        description="User-Agent header, such as 'mmdata/0.1 (+https://example.org/crawl)'; null = mmdata/<version>",
+    )
+    concurrency: int = Field(64, ge=1, le=10_000, description="URLs in flight at once in one process")
+    per_host: int = Field(16, ge=1, description="URLs of one host in flight at once")
+    bytes_in_flight: int = Field(512 << 20, ge=1 << 20, description="bytes of bodies in memory at once")
+    decode_threads: int | None = Field(None, ge=1, description="threads that decode and encode; null = CPUs")
+    shard_rows: int = Field(10_000, ge=1, le=1 << 24, description="input rows of one shard")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_level(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("encode_format") == "png" and "encode_quality" not in data:
+            return {**data, "encode_quality": 6}
+        return data
+
+    @model_validator(mode="after")
+    def _level_fits(self) -> FetchOptions:
+        if self.encode_format == "png" and self.encode_quality > 9:
+            raise ValueError(f"encode_quality is {self.encode_quality}; for png it is a zlib level, 0 to 9")
+        return self
 
 
 class ExportOptions(Options):

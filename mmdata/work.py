@@ -332,7 +332,8 @@ def _opened(bound: BoundStep) -> tuple[Stage[Any], StepTracker]:
     """The stage of a column set, opened once per worker process."""
     if bound.set_name not in _open_stages:
         operator = bound.step.operator
-        assert operator is not None and issubclass(operator, Stage)
+        assert operator is not None
+        assert issubclass(operator, Stage)
         stage = operator(bound.step.options)
         stage.batch_shape = bound.resolved.batch_shape
         stage.precision = bound.resolved.precision

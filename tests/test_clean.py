@@ -54,6 +54,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return made
 
 
+def put(store: Store, name: str, data: bytes) -> None:
+    """Past the store, as a crash or a stranger would."""
+    if store.is_local:
+        Path(store.root, name).write_bytes(data)
+    else:
+        store.fs.pipe_file(f"{store.root}/{name}", data)
+
+
 def everything(store: Store) -> set[str]:
     return {f"{f}/{n}" for top in ("", "columns/", "verdicts/") for f in subfolders(store, top) for n in store.list(f)}
 
@@ -74,17 +82,11 @@ def test_only_what_nothing_names_goes(store: Store) -> None:
 
 
 def test_temporary_files_go_and_a_lock_stays(store: Store) -> None:
-    if not store.is_local:  # memory has neither
-        assert store.entries("")[0][0] == "columns"
-        return
-    for folder in ("", "media/", "columns/score-1/"):
-        Path(store.root, f"{folder}.tmp-12-ab").write_bytes(b"half")
-    removed = [name for name, _ in clean(store)]
-    assert [name for name in removed if ".tmp-" in name] == [
-        ".tmp-12-ab",
-        "columns/score-1/.tmp-12-ab",
-        "media/.tmp-12-ab",
-    ]
+    half = [".tmp-12-ab", "columns/score-1/.tmp-12-ab", "media/.tmp-12-ab"]
+    for name in half:
+        put(store, name, b"half")
+    put(store, ".lock", b"")
+    assert [name for name, _ in clean(store) if ".tmp-" in name] == half
     assert (".lock", 0) in store.entries("")
     assert all(not name.startswith(".tmp-") for name, _ in store.entries("media"))
 
@@ -116,11 +118,7 @@ def test_a_run_may_clean_its_own_dataset(store: Store) -> None:
 
 def test_a_torn_rows_file_stops_it(store: Store) -> None:
     before = everything(store)
-    path = f"{store.root}/rows/00003.g0.parquet"
-    if store.is_local:
-        Path(path).write_bytes(b"PAR1 torn")
-    else:
-        store.fs.pipe_file(path, b"PAR1 torn")
+    put(store, "rows/00003.g0.parquet", b"PAR1 torn")
     with pytest.raises(StoreError, match=r"rows/00003\.g0\.parquet of .* is not a whole Parquet file"):
         clean(store)
     assert everything(store) - {"rows/00003.g0.parquet"} == before

@@ -261,14 +261,18 @@ def test_coverage_of_many_shards_is_in_order(store: Store) -> None:
     assert [(s, f.rows) for s, f in store.coverage(SET).items()] == [(0, 1), (2, 3), (11, 5), (100_000, 6)]
 
 
+ROWS = 300_000  # several data pages a column
+
+
 def test_equal_tables_make_equal_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = pa.table(
         {
-            "row_id": pa.array(range(5000), pa.int64()),
-            "caption": pa.array([None if n % 7 == 0 else f"caption {n % 300}" for n in range(5000)]),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(20_000).astype("f2")), 4),
-            "reason": pa.array([None if n % 3 else "decode" for n in range(5000)]),
+            "row_id": pa.array(range(ROWS), pa.int64()),
+            "caption": pa.array([None if n % 7 == 0 else f"caption {n % 300}" for n in range(ROWS)]),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(4 * ROWS).astype("f2")), 4),
+            "score": pa.array(rng.random(ROWS)),
+            "reason": pa.array([None if n % 3 else "decode" for n in range(ROWS)]),
         }
     )
     pieces = pa.concat_tables([whole.slice(0, 17), whole.slice(17, 3000), whole.slice(3017)])
@@ -277,12 +281,25 @@ def test_equal_tables_make_equal_bytes(tmp_path: Path) -> None:
         write_parquet(one, tmp_path / name, {"b": "2", "a": "1"})
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes() == (tmp_path / "padded").read_bytes()
     assert pq.read_table(tmp_path / "pieces").equals(whole)
-    write_parquet(whole.replace_schema_metadata({"pandas": "{}"}), tmp_path / "plain", row_group_rows=1000)
+    write_parquet(whole.replace_schema_metadata({"pandas": "{}"}), tmp_path / "plain", row_group_rows=100_000)
     with pq.ParquetFile(tmp_path / "plain") as file:
-        assert file.num_row_groups == 5
+        assert file.num_row_groups == 3
         assert set(file.metadata.metadata) == {b"ARROW:schema"}
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-        assert file.metadata.row_group(1).column(0).statistics.min == 1000
+        assert file.metadata.row_group(1).column(0).statistics.min == 100_000
+
+
+def test_pieces_with_their_own_dictionaries_make_equal_bytes(tmp_path: Path) -> None:
+    pieces = [pa.array(words * 1000).dictionary_encode() for words in (["b", "a"], ["a", "c"])]
+    chunked = pa.table({"language": pa.chunked_array(pieces)})
+    write_parquet(chunked, tmp_path / "pieces")
+    write_parquet(chunked.unify_dictionaries(), tmp_path / "unified")
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "unified").read_bytes()
+
+
+def test_a_full_scratch_disk_is_one_sentence() -> None:
+    with pytest.raises(StoreError, match="cannot write /dev/full: the disk is full"):
+        write_parquet(table([None]), Path("/dev/full"))
 
 
 def test_duckdb_reads_the_footer_and_the_rows(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import kept_rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from mmdata.errors import RecipeError, StoreError
@@ -134,7 +135,27 @@ def test_one_odd_value_in_the_last_row_keeps_a_column_out_of_every_json(
 def test_chosen_columns_follow_img2datasets_own(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
     out = run(rows, tmp_path / "out", columns=("caption", "clip_score", "width_px", "fetch_ms", "key")).path
     assert pq.read_schema(out / "00000.parquet").names[-3:] == ["sha256", "clip_score", "fetch_ms"]
-    assert set(map(str, rows.asked)) == {"['clip_score']"}
+    assert rows.asked[1:] == [["clip_score"]] * 4  # the first, of all columns, is for the schema
+
+
+def test_card(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
+    recipe = "name: '</x> | pets'\n# ``` closes a block\n"
+    out = export(rows, ExportOptions(path=str(tmp_path / "out"), shard_rows=10), recipe).path
+    card = (out / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}]
+    assert header["size_categories"] == ["n<1K"]
+    assert "# &lt;/x&gt; \\| pets\n" in card
+    assert f"````yaml\n{recipe.rstrip()}\n````\n" in card
+    assert rows.funnel().markdown() in card
+    assert 'load_dataset("webdataset", data_files={"train": "*.tar"})' in card
+    assert "chain: `c0ffee`" in card
+    assert "| clip\\_score | float |  | json, parquet | made by step aligned |" in card
+    assert "| rare | double |  | parquet | as given in the source |" in card
+    assert "| original\\_width | int64 | px | json, parquet | as fetched, upright; NULL = not decoded |" in card
+    assert str(tmp_path) not in card
+    for column in pq.read_schema(out / "00000.parquet").names:
+        assert f"| {column} |".replace("_", "\\_") in card
 
 
 def test_a_column_that_is_not_there_is_named(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
@@ -182,7 +203,8 @@ def test_shards_are_cut_by_bytes_of_the_tar(rows: kept_rows.KeptRows, tmp_path: 
     for tar, following, path in zip(tars, tars[1:], sorted(out.glob("*.tar")), strict=False):
         assert path.stat().st_size == _tar_bytes(rows, tar) <= limit
         assert _tar_bytes(rows, tar + following[:3]) > limit  # the next sample would not have fitted
-    assert [n for tar in tars for n, _ in tar] == [n for n, _ in members(run(rows, tmp_path / "one").path / "00000.tar")]
+    whole = run(rows, tmp_path / "one").path / "00000.tar"
+    assert [n for tar in tars for n, _ in tar] == [n for n, _ in members(whole)]
 
 
 def test_a_sample_larger_than_the_limit_has_its_own_shard(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
@@ -373,28 +395,31 @@ def test_ticks_count_every_sample(rows: kept_rows.KeptRows, tmp_path: Path) -> N
 
 
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    """A file size limit stands for the full disk's quota: the kernel answers EFBIG, a RAM disk ENOSPC."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False, capture_output=True
-    ).returncode:
-        pytest.fail("this test mounts a small RAM disk and needs root for it")
-    try:
-        rows = kept_rows.dataset(tmp_path / "dataset")
-        with pytest.raises(StoreError, match=r"the disk is full|needs .* bytes and the disk has"):
-            run(rows, small / "out")
-        assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    """A limit on the size of files stands for the full disk: it needs no root, and the kernel refuses the write."""
+    code = (
+        "import resource, sys, kept_rows; from pathlib import Path; from mmdata.export import *\n"
+        "rows = kept_rows.dataset(Path(sys.argv[1], 'dataset'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "export(rows, ExportOptions(path=sys.argv[1] + '/out'), None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=_environment(), check=False, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("mmdata.errors.StoreError: "), done.stderr
+    assert "the disk or a quota is full" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def _environment() -> dict[str, str]:
+    fixtures = Path(kept_rows.__file__).parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(fixtures.parents[1]), str(fixtures)])}
 
 
 def _export_in_a_process(tmp_path: Path, format: str, event: str, count: int) -> int:
     script = Path(kept_rows.__file__)
-    root = Path(__file__).parents[1]
     arguments = [str(tmp_path / "dataset"), str(tmp_path / "out"), format, event, str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, str(script), *arguments], env=environment, check=False).returncode
+    return subprocess.run([sys.executable, str(script), *arguments], env=_environment(), check=False).returncode
 
 
 @pytest.mark.parametrize(
@@ -432,8 +457,11 @@ def test_killed_while_replacing_loses_nothing_for_good(tmp_path: Path, count: in
     out = export(rows, ExportOptions(path=str(tmp_path / "out"), shard_rows=3), "name: pets\n").path
     old = contents(out)
     assert _export_in_a_process(tmp_path, "webdataset", "rename", count) == -signal.SIGKILL
-    if count == 1:
-        assert contents(out) == old
+    if count == 2:
+        assert not out.exists()
+        with pytest.raises(RecipeError, match="no column"):
+            run(rows, out, columns=("nonsense",))
+    assert contents(out) == old  # the next export puts it back, even one that fails
     assert export(rows, ExportOptions(path=str(out), shard_rows=10), "name: pets\n").written is True
     assert beside(out) == ["out"]
     whole = export(rows, ExportOptions(path=str(tmp_path / "whole"), shard_rows=10), "name: pets\n").path

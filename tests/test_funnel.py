@@ -14,7 +14,9 @@ from mmdata.funnel import Funnel, FunnelStep, markdown_cell, render, svg
 
 # 1000 rows: 120 fail at ingest, basic drops 380 of 880, score fails 5 of 500, aligned drops 250 of 495
 STEPS = (
-    FunnelStep(0, "ingest", "ingest", 1000, 0, 120, 880, {"http_4xx": 60, "timeout": 30, "dns": 15, "tls": 10, "decode": 5}),  # fmt: skip  # noqa: E501
+    FunnelStep(
+        0, "ingest", "ingest", 1000, 0, 120, 880, {"http_4xx": 60, "timeout": 30, "dns": 15, "tls": 10, "decode": 5}
+    ),
     FunnelStep(1, "basic", "filter", 880, 380, 0, 500, {"basic": 370, "basic:null": 10}),
     FunnelStep(2, "score", "stage", 500, 0, 5, 495, {"not_finite": 5}, 12.34),
     FunnelStep(3, "aligned", "filter", 495, 250, 0, 245, {"aligned": 250}),

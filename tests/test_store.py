@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -231,6 +233,29 @@ def test_one_of_eight_processes_wins_each_name(tmp_path: Path) -> None:
         for n in names:
             assert store.read(f"media/{n}.tar") == mark.encode() * 200_000
     assert [name for name, _ in store.entries("media")] == store.list("media"), "no temporary file is left"
+
+
+def test_one_of_eight_threads_wins_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}/pets")
+    exists, won = store.fs.exists, []
+
+    def slowly(path: str) -> bool:
+        found = bool(exists(path))
+        time.sleep(0.02)  # the others come in between
+        return found
+
+    monkeypatch.setattr(store.fs, "exists", slowly)
+    locals_ = [file_with(tmp_path, str(n).encode()) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n: won.append(n) if store.commit("media/x.tar", locals_[n]) else None, args=(n,))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("media/x.tar") == str(won[0]).encode()
 
 
 # Each dies of SIGKILL inside the write; `moved`: scratch is on the dataset's filesystem, `copied`: it is not.

@@ -299,7 +299,7 @@ async def _unhurried(wait: Coroutine[Any, Any, None], deadline: asyncio.Timeout)
 
 
 def _inflated(data: bytes, limit: int, too_large: _Body) -> bytes:
-    """gzip or zlib undone, at most `limit` bytes of it."""
+    """Gzip or zlib undone, at most `limit` bytes of it."""
     inflater = zlib.decompressobj(wbits=47)
     try:
         plain = inflater.decompress(data, limit + 1)

@@ -73,13 +73,15 @@ class DecodeError(Exception):
 class ImageInfo:
     """What a header says: `format` as in `sniff`; `width` and `height` in px, upright.
 
-    `orientation` is the EXIF one (1 to 8), 1 where there is none.
+    `orientation` is the EXIF one (1 to 8), 1 where there is none. `is_plain`: a jpeg, png or webp of which any reader
+    sees what `decode` gives (RGB or grey, upright, opaque, one frame).
     """
 
     format: str
     width: int
     height: int
     orientation: int
+    is_plain: bool = True
 
 
 def sniff(data: bytes) -> str | None:
@@ -151,7 +153,10 @@ def _info(header: Image.Image, kind: str) -> ImageInfo:
     # Pillow announces (and loads) TIFF upright already.
     if orientation >= 5 and kind != "tiff":
         width, height = height, width
-    return ImageInfo(kind, width, height, orientation)
+    opaque = header.mode in ("RGB", "L") and "transparency" not in header.info
+    # A JPEG's further pictures (MPO) are seen by nobody; other formats are not asked, it may mean reading them whole.
+    one_frame = kind == "jpeg" or (kind in ("png", "webp") and not getattr(header, "is_animated", False))
+    return ImageInfo(kind, width, height, orientation, opaque and orientation == 1 and one_frame)
 
 
 def _short(text: str) -> str:

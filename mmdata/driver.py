@@ -13,13 +13,14 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
 import yaml
 
+from mmdata import __version__
 from mmdata.column_files import ColumnFile, shard_name
 from mmdata.errors import BudgetError, RecipeError, RetryableError, StoreError
 from mmdata.filters import FilterEngine
@@ -31,6 +32,7 @@ from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain,
 from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool
 from mmdata.preflight import Proved
 from mmdata.progress import Progress, Step
+from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, verdicts, walk
 from mmdata.work import PassContext, PassResult, StepWork, finished_pass
@@ -103,6 +105,7 @@ class _Driver:
         self.totals: dict[int, Counter[str]] = {}
         self.by_status: Counter[str] = Counter()
         self.media_reads = 0
+        self.ingest_seconds = 0.0
         self._deaths: Counter[str] = Counter()
         self._out_of_memory: set[str] = set()
         self._engine = FilterEngine()
@@ -192,30 +195,19 @@ class _Driver:
 
     def _resolve(self, step: PlannedStep) -> Resolved:
         """Shape, precision, device and weights of a stage: settled once per dataset, then read from `state/`."""
-        contract = step.contract
-        assert contract is not None
-        unknown = [w.name for w in contract.weights if w.fingerprint is None]
-        if contract.batch_shape is None and not unknown:
-            return Resolved(precision=contract.precision)
-        name = f"state/resolved-{step.operator.name if step.operator else ''}-{base_identity(step, self._sets())}.json"
-        data = self.store.read_if_there(name)
-        if data is None:
-            device = self.pool.device
-            if device == "cpu" and not unknown:
-                resolved = Resolved(contract.batch_shape, contract.precision)
-            else:
-                self._contexts[name] = (step, device)
-                [finished] = self._drive(iter(()), deque([Item("resolve", name)]))
-                resolved = finished.result
-            self.store.create(name, json.dumps(vars(resolved), sort_keys=True).encode())
-            data = self.store.read(name)
-        found = Resolved(**json.loads(data))
-        if self.options.device != "auto" and not self.options.allow_mixed and found.device != self.options.device:
-            raise RecipeError(
-                f"step {step.name} was computed on {found.device} in this dataset, and --device {self.options.device} "
-                f"may differ in the last bits; use --device {found.device}, or --allow-mixed to mix them"
-            )
+        if not needs_machine(step):
+            return Resolved(precision=step.contract.precision if step.contract else None)
+        base = base_identity(step, self._sets())
+        found = resolved_before(self.store, step, base)
+        if found is None:
+            found = resolve(self.store, step, base, self.pool.device, lambda: self._ask_worker(step, base))
         return found
+
+    def _ask_worker(self, step: PlannedStep, base: str) -> Resolved:
+        self._contexts[base] = (step, self.pool.device)
+        [finished] = self._drive(iter(()), deque([Item("resolve", base)]))
+        settled: Resolved = finished.result
+        return settled
 
     def _unfinished(
         self, number: int, part: Pass, context: PassContext, shards: Iterable[int], line: Step
@@ -273,10 +265,21 @@ class _Driver:
         if not self.pool.has_room(item):
             return False
         if item.context not in self._shared:
-            self.pool.share(item.context, self._contexts[item.context])
+            context = self._contexts[item.context]
+            self.pool.share(item.context, self._on_device(context) if item.kind == "pass" else context)
             self._shared.add(item.context)
         self.pool.submit(item)
         return True
+
+    def _on_device(self, context: PassContext) -> PassContext:
+        """The pass with every model on the device class there is; refused where that mixes classes in one set."""
+        steps = []
+        for bound in context.steps:
+            if bound.step.kind == "stage" and bound.step.position > context.begin and needs_machine(bound.step):
+                require_device(bound.step, bound.resolved, self.pool.device, self.options.allow_mixed)
+                bound = replace(bound, resolved=replace(bound.resolved, device=self.pool.device))
+            steps.append(bound)
+        return replace(context, steps=tuple(steps))
 
     def _must_repeat(self, finished: Finished) -> bool:
         """Whether the item is to run again, because its worker died or its device failed; other errors are raised."""
@@ -286,7 +289,9 @@ class _Driver:
             limit = DEATHS_OF_PASS if item.kind == "pass" else DEATHS_OF_INGEST
             if self._deaths[item.name] >= limit:
                 cause = finished.died or finished.error
-                raise RetryableError(f"the {item.name} lost its worker {limit} times ({cause}); the same command resumes")
+                raise RetryableError(
+                    f"the {item.name} lost its worker {limit} times ({cause}); the same command resumes"
+                )
             if finished.error is not None:
                 self.pool.recycle()
             return True
@@ -323,6 +328,7 @@ class _Driver:
     def _take_ingested(self, finished: Finished) -> None:
         counts = finished.result
         self.by_status.update(counts.by_status)
+        self.ingest_seconds += counts.seconds
         self.rows[finished.item.shard] = f"rows/{shard_name(finished.item.shard)}.g0.parquet"
         ok = counts.by_status.get("ok", 0)
         if self._fetch_line is not None:
@@ -402,8 +408,9 @@ class _Driver:
             "seconds": round(seconds, 3),
             "runner": self.options.runner,
             "recipe": self.plan.recipe.model_dump(mode="json"),
-            "versions": {"python": platform.python_version(), **{p: version(p) for p in ("mmdata", *_PACKAGES)}},
+            "versions": {"python": platform.python_version(), "mmdata": __version__, **{p: version(p) for p in _PACKAGES}},
             "by_status": dict(self.by_status),
+            "ingest_seconds": round(self.ingest_seconds, 3),
             "media_reads": self.media_reads,
             "steps": [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()],
         }

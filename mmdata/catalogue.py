@@ -1,0 +1,108 @@
+"""What mmdata offers, generated from the registry: the table of operators, one operator in full, shipped recipes."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+
+from mmdata import registry
+from mmdata.errors import RecipeError
+from mmdata.stage import Contract, Group, Operator
+
+__all__ = ["describe", "markdown_table", "recipe_folder", "shipped_recipe", "shipped_recipes", "table"]
+
+
+def _contract(operator: type[Operator[Any]]) -> Contract | None:
+    """The contract under default options; None when an option is required."""
+    try:
+        return operator.contract(operator.options_type())
+    except (ValidationError, RecipeError):
+        return None
+
+
+def _rows() -> list[tuple[str, str, str, str, str]]:
+    rows = []
+    for name in registry.names():
+        operator = registry.operator(name)
+        contract = _contract(operator)
+        shape = "group" if issubclass(operator, Group) else "stage"
+        reads = ", ".join(contract.reads) if contract else ""
+        writes = ", ".join(f.name for f in contract.writes) if contract else ""
+        rows.append((name, shape, _summary(operator), reads, writes))
+    return rows
+
+
+def _summary(operator: type[Operator[Any]]) -> str:
+    return (inspect.getdoc(operator) or "").split("\n\n")[0].replace("\n", " ").strip()
+
+
+def table() -> str:
+    """Every operator, a line each, for a terminal."""
+    width = max(len(name) for name in registry.names())
+    return "\n".join(f"{name:<{width}}  {shape}  {summary}" for name, shape, summary, *_ in _rows())
+
+
+def markdown_table() -> str:
+    """Every operator as a Markdown table, for the README."""
+    lines = ["| operator | shape | what it does | reads | adds |", "| --- | --- | --- | --- | --- |"]
+    for name, shape, summary, reads, writes in _rows():
+        reads_, writes_ = (", ".join(f"`{c}`" for c in text.split(", ") if c) for text in (reads, writes))
+        lines.append(f"| `{name}` | {shape} | {summary} | {reads_} | {writes_} |")
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """One operator: its documentation, options with defaults, and the columns it adds."""
+    operator = registry.operator(name)
+    parts = [name, "", inspect.getdoc(operator) or "", "", "Options:"]
+    for option, info in operator.options_type.model_fields.items():
+        default = "required" if info.default is PydanticUndefined and info.default_factory is None else _default(info)
+        parts.append(f"  {option} ({default}): {info.description or ''}".rstrip())
+    if not operator.options_type.model_fields:
+        parts.append("  none")
+    contract = _contract(operator)
+    if contract is not None:
+        parts += ["", "Adds:", *(f"  {f.name}: {f.type}" for f in contract.writes)]
+        if contract.needs.extra:
+            parts += ["", f"Needs: pip install 'mmdata[{contract.needs.extra}]'"]
+    return "\n".join(parts)
+
+
+def _default(info: Any) -> str:
+    return repr(info.get_default(call_default_factory=True))
+
+
+def recipe_folder() -> Traversable:
+    """Where the shipped recipes are: in the package, or beside it in a checkout."""
+    packaged = files("mmdata") / "recipes"
+    if packaged.is_dir():
+        return packaged
+    return Path(str(files("mmdata"))).parent / "recipes"
+
+
+def _shipped() -> dict[str, Traversable]:
+    found = [p for p in recipe_folder().iterdir() if p.name.endswith(".yaml")]
+    return {p.name.removesuffix(".yaml"): p for p in sorted(found, key=lambda p: p.name)}
+
+
+def shipped_recipes() -> str:
+    """Each shipped recipe with the first line of its comment."""
+    lines = []
+    for name, path in _shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
+        lines.append(f"{name}  {first}")
+    return "\n".join(lines)
+
+
+def shipped_recipe(name: str) -> str:
+    """The text of a shipped recipe; RecipeError with the nearest name when there is none."""
+    found = _shipped()
+    if name not in found:
+        raise RecipeError(f"no recipe is called {name!r}{registry.nearest(name, found)}")
+    return found[name].read_text(encoding="utf-8")

@@ -1,0 +1,268 @@
+"""The command line: one thin function a command. Exit codes: 0 done, 1 stopped or incomplete, 2 the input is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmdata.errors import MmdataError, RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mmdata",
+    help="Build, curate and inspect multimodal training data: nothing lost, everything resumable, every answer in SQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="override a value of the recipe, e.g. fetch.timeout_s=5"),
+]
+Runner = Annotated[str, typer.Option(help="ray, or inline: this process only")]
+Workers = Annotated[int | None, typer.Option(min=1, help="CPUs to use; default: all of this machine or cluster")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+@app.command()
+def demo(
+    runner: Runner = "ray",
+    out: Annotated[str, typer.Option(help="folder for the demo's dataset and shards")] = "demo-out",
+) -> None:
+    """Run the whole job on a small real picture set, served by this machine to itself.
+
+    Example: mmdata demo
+    """
+    from mmdata.demo import run_demo
+
+    raise typer.Exit(run_demo(runner=_runner(runner), out=out))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set_: Set = None,
+    runner: Runner = "ray",
+    workers: Workers = None,
+    address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    allow_mixed: Annotated[bool, typer.Option(help="let a column set be computed on two device classes")] = False,
+    sample: Annotated[int | None, typer.Option(min=1, help="try so many rows of the list in a temporary dataset")] = None,
+    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+) -> None:
+    """Build or go on with a recipe's dataset, then export it. Interrupted runs resume with the same command.
+
+    Examples:
+      mmdata run pets.yaml
+      mmdata run pets.yaml --sample 500
+      mmdata run pets.yaml --set "filters.aligned=clip_score >= 0.3"
+    """
+    from mmdata import dataset, funnel
+
+    kind = _runner(runner)
+    if device not in ("auto", "cpu", "cuda"):
+        raise RecipeError(f"--device {device}: expected auto, cpu or cuda")
+    overrides = tuple(set_ or ())
+    if sample is not None:
+        from mmdata.sample import render_sample, run_sample
+
+        _say(render_sample(run_sample(recipe, sample, overrides=overrides, device=device, quiet=quiet)))  # type: ignore[arg-type]
+        return
+    ds = dataset.run(
+        recipe,
+        overrides=overrides,
+        runner=kind,
+        workers=workers,
+        address=address,
+        device=device,  # type: ignore[arg-type]
+        allow_mixed=allow_mixed,
+        quiet=quiet,
+    )
+    funnel.render(ds.funnel(), _console())
+    current = ds.current
+    if current is not None and current.transient:
+        _say(f"{current.transient} rows failed for a passing reason; the same command tries them again")
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Set = None) -> None:
+    """Prove a recipe and say what is left to do; computes and writes nothing.
+
+    Example: mmdata plan pets.yaml
+    """
+    from mmdata import recipe as recipes
+    from mmdata.outlook import look, render
+    from mmdata.preflight import prove
+
+    proved = prove(recipes.load(recipe, tuple(set_ or ())))
+    render(proved, look(proved), _console())
+
+
+@app.command()
+def show(dataset: Dataset) -> None:
+    """The funnel: rows in, kept, dropped and failed by reason, seconds per step.
+
+    Example: mmdata show data/pets
+    """
+    from mmdata import funnel
+    from mmdata.dataset import open as open_dataset
+
+    funnel.render(open_dataset(dataset).funnel(), _console())
+
+
+@app.command()
+def sql(
+    dataset: Dataset,
+    query: Annotated[str, typer.Argument(help="DuckDB SQL over samples, rows, verdicts, runs, columns.<set>")],
+    format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+) -> None:
+    """Ask the data a question.
+
+    Examples:
+      mmdata sql data/pets "SELECT reason, count(*) FROM samples GROUP BY ALL ORDER BY 2 DESC"
+      mmdata sql data/pets "SELECT * FROM samples WHERE verdict = 'kept'" --format parquet > kept.parquet
+    """
+    from mmdata.answers import write_answer
+    from mmdata.dataset import open as open_dataset
+
+    write_answer(open_dataset(dataset), query, format_, sys.stdout)
+
+
+@app.command()
+def why(dataset: Dataset, key: Annotated[str, typer.Argument(help="a sample's key, as in exports")]) -> None:
+    """Why a sample was kept or is gone, step by step.
+
+    Example: mmdata why data/pets 000000017
+    """
+    from mmdata.answers import render_story
+    from mmdata.dataset import open as open_dataset
+
+    render_story(open_dataset(dataset).why(key), _console())
+
+
+@app.command()
+def export(
+    dataset: Dataset,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
+    format_: Annotated[str, typer.Option("--format", help="webdataset or parquet")] = "webdataset",
+    shard_size: Annotated[str | None, typer.Option(help="largest shard, e.g. 1GB")] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="most samples of a shard")] = None,
+    columns: Annotated[str | None, typer.Option(help="columns to write, separated by commas")] = None,
+    json_nulls: Annotated[bool, typer.Option(help="write columns with NULLs into .json too")] = False,
+) -> None:
+    """Write the kept samples as shards.
+
+    Example: mmdata export data/pets pets-shards --shard-size 1GB --columns caption,clip_score
+    """
+    from mmdata.answers import export_dataset
+    from mmdata.dataset import open as open_dataset
+
+    given: dict[str, Any] = {"format": format_, "path": out, "json_nulls": json_nulls}
+    given |= {k: v for k, v in {"shard_size": shard_size, "shard_rows": shard_rows}.items() if v is not None}
+    if columns is not None:
+        given["columns"] = tuple(c.strip() for c in columns.split(",") if c.strip())
+    _say(export_dataset(open_dataset(dataset), given))
+
+
+@app.command()
+def clean(
+    dataset: Dataset,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Remove what no file of the dataset names any more (left by killed runs and earlier verdicts).
+
+    Example: mmdata clean data/pets --dry-run
+    """
+    from mmdata.clean import clean as clean_store
+    from mmdata.dataset import open as open_dataset
+
+    removed = clean_store(open_dataset(dataset).store, dry_run=dry_run)
+    for name, size in removed:
+        _say(f"{name}  {size:,} bytes")
+    verb = "would free" if dry_run else "freed"
+    _say(f"{len(removed)} files, {verb} {sum(size for _, size in removed):,} bytes")
+
+
+@app.command()
+def stages(name: Annotated[str | None, typer.Argument(help="one operator, with its options")] = None) -> None:
+    """Every operator, or one with its options, columns and source.
+
+    Example: mmdata stages score_clip
+    """
+    from mmdata.catalogue import describe, table
+
+    _say(table() if name is None else describe(name))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
+    """The recipes that come with mmdata; with a name, the recipe itself, to be redirected into a file.
+
+    Example: mmdata recipes image-text-basic > mine.yaml
+    """
+    from mmdata.catalogue import shipped_recipe, shipped_recipes
+
+    _say(shipped_recipes() if name is None else shipped_recipe(name))
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, what is missing, and the command that brings it.
+
+    Example: mmdata doctor
+    """
+    from mmdata.doctor import render
+
+    _say(render())
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        from mmdata import __version__
+
+        _say(f"mmdata {__version__}")
+        raise typer.Exit
+
+
+def _runner(name: str) -> Any:
+    if name not in ("ray", "inline"):
+        raise RecipeError(f"--runner {name}: expected ray or inline")
+    return name
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every error of mmdata is one sentence on stderr and an exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except MmdataError as error:
+        typer.echo(f"mmdata: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("\nmmdata: stopped; finished work is kept, and the same command goes on from here", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)

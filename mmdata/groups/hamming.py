@@ -1,0 +1,133 @@
+"""Star clusters of 64-bit hashes within a Hamming radius: every pair found, memory bounded.
+
+The 64 bits are cut into radius + k blocks. Two hashes that differ in at most `radius` bits agree in at least k whole
+blocks, so sorting by every choice of k blocks brings each such pair into one run of equal keys (Manku et al. 2007, the
+block-permutation index). A larger k means more sorts and shorter runs; it is chosen by the number of hashes.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["star_clusters"]
+
+Positions = npt.NDArray[np.int64]
+
+_PAIRS = 1 << 22  # compared at once: about 100 MB
+_SORT_COST = 64  # of one element in one sort, in units of one comparison
+
+
+def star_clusters(hashes: npt.NDArray[np.uint64], radius: int) -> Positions:
+    """(N,) int64: for every hash the position of the one that opened its cluster.
+
+    Hashes are visited in order; one that is in no cluster yet opens one and takes all that are in none and differ from
+    it in at most `radius` bits (0 to 63). Members may differ from one another in up to twice as many.
+    """
+    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    # Equal hashes share their fate, so each is visited once, where it first stands.
+    order = np.argsort(first)
+    visited = np.empty_like(order)
+    visited[order] = np.arange(len(order))
+    centre = _star_of_distinct(distinct[order], radius)
+    result: Positions = first[order][centre][visited[inverse]].astype(np.int64)
+    return result
+
+
+def _star_of_distinct(hashes: npt.NDArray[np.uint64], radius: int) -> Positions:
+    centre = np.full(len(hashes), -1, np.int64)
+    if radius == 0 or len(hashes) < 2:
+        return np.arange(len(hashes))
+    left = np.arange(len(hashes))  # positions in no cluster yet, ascending
+    while len(left):
+        index = _Index(hashes[left], radius)
+        local = np.full(len(left), -1, np.int64)
+        _visit(index, local, radius)
+        taken = local >= 0
+        centre[left[taken]] = left[local[taken]]
+        left = left[~taken]
+    return centre
+
+
+class _Index:
+    """Hashes sorted once per choice of blocks. `later[i]` counts the candidates after i, over all sorts."""
+
+    def __init__(self, hashes: npt.NDArray[np.uint64], radius: int) -> None:
+        self.hashes = hashes
+        self.sorts: list[tuple[Positions, Positions, Positions]] = []
+        self.later = np.zeros(len(hashes), np.int64)
+        for mask in _masks(len(hashes), radius):
+            keys = hashes & mask
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            ends = np.append(np.flatnonzero(keys[1:] != keys[:-1]) + 1, len(keys))
+            lengths = np.diff(ends, prepend=0)
+            end = np.empty(len(keys), np.int64)
+            end[order] = np.repeat(ends, lengths)
+            place = np.empty(len(keys), np.int64)
+            place[order] = np.arange(len(keys))
+            # The sort is stable: the rest of a run after i holds exactly the candidates visited after i.
+            self.sorts.append((order, place + 1, end))
+            self.later += end - place - 1
+
+    def close_pairs(self, some: Positions, radius: int) -> tuple[Positions, Positions]:
+        """(i, j) with i in `some`, j visited later, at most `radius` bits apart; a pair may come more than once."""
+        found: list[tuple[Positions, Positions]] = []
+        for order, begin, end in self.sorts:
+            counts = end[some] - begin[some]
+            left = np.repeat(some, counts)
+            offsets = np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
+            right = order[np.repeat(begin[some], counts) + offsets]
+            near = np.bitwise_count(self.hashes[left] ^ self.hashes[right]) <= radius
+            found.append((left[near], right[near]))
+        return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
+
+
+def _visit(index: _Index, centre: Positions, radius: int) -> None:
+    """Give every position its centre, or stop early when so many have one that a smaller index pays."""
+    rows = len(centre)
+    cursor, candidates = 0, np.arange(rows)
+    while cursor < rows:
+        waiting = candidates[cursor:][centre[cursor:] < 0]
+        if not len(waiting):
+            return
+        if 2 * len(waiting) < rows - cursor and index.later[waiting].sum() > 16 * _PAIRS:
+            return
+        # As many as fit the bound on pairs, at least one; none of them needs more than a pass over the hashes.
+        many = max(1, int(np.searchsorted(np.cumsum(index.later[waiting]), _PAIRS)))
+        block = waiting[:many]
+        left, right = index.close_pairs(block, radius)
+        _assign(block, left, right, centre)
+        cursor = int(block[-1]) + 1
+
+
+def _assign(block: Positions, left: Positions, right: Positions, centre: Positions) -> None:
+    """The star rule over one block, in visit order; `left` and `right` are its close pairs."""
+    order = np.argsort(left, kind="stable")
+    left, right = left[order], right[order]
+    opens, starts = np.unique(left, return_index=True)
+    ends = np.append(starts, len(left))[1:]
+    for position, start, end in zip(opens.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        if centre[position] < 0:
+            centre[position] = position
+            near = right[start:end]
+            centre[near[centre[near] < 0]] = position
+    alone = block[centre[block] < 0]
+    centre[alone] = alone
+
+
+def _masks(rows: int, radius: int) -> list[np.uint64]:
+    """One mask per sort: the choice of k among radius + k blocks that costs least for this many hashes."""
+
+    def cost(kept: int) -> float:
+        sorts = comb(radius + kept, kept)
+        run = rows / 2.0 ** (64 * kept / (radius + kept))
+        return sorts * (_SORT_COST + run)
+
+    kept = min(range(1, min(4, 64 - radius) + 1), key=cost)
+    edges = np.linspace(0, 64, radius + kept + 1).round().astype(int).tolist()
+    blocks = [(1 << high) - (1 << low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [np.uint64(sum(chosen)) for chosen in combinations(blocks, kept)]

@@ -1,0 +1,124 @@
+"""DuckDB views over a dataset: `samples`, `rows`, `verdicts`, `runs` and `columns."<set>"`.
+
+Column sets are stitched to the rows by position, over the explicit file lists of `current.json`: every file of a set
+has the rows of its shard in the same order, which the run proved by row_id when it published, and which is checked here
+by row counts. Reading by position lets DuckDB leave out the sets that a question does not touch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from mmdata.errors import StoreError
+from mmdata.ledger import Current, CurrentStep
+from mmdata.store import Store
+
+__all__ = ["connect", "quote", "run_records", "samples_sql"]
+
+
+def quote(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _files(store: Store, names: Sequence[str]) -> str:
+    paths = ", ".join("'" + store.path_for_duckdb(n).replace("'", "''") + "'" for n in names)
+    return f"read_parquet([{paths}])"
+
+
+def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
+    """A connection with the views of what readers see now; StoreError when the files' row counts differ."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET enable_progress_bar = false")
+    if not store.is_local:
+        connection.register_filesystem(store.fs)
+    _require_equal_counts(connection, store, current)
+    connection.execute(f"CREATE VIEW rows AS SELECT * FROM {_files(store, current.rows)}")
+    connection.execute(f"CREATE VIEW verdicts AS SELECT * FROM {_files(store, current.verdicts)}")
+    connection.execute("CREATE SCHEMA columns")
+    for name, files in current.sets.items():
+        connection.execute(f"CREATE VIEW columns.{quote(name)} AS SELECT * FROM {_files(store, files)}")
+    connection.execute(f"CREATE VIEW samples AS {samples_sql(store, current)}")
+    connection.register("runs", pa.Table.from_pylist(run_records(store), schema=_RUNS))
+    return connection
+
+
+def _require_equal_counts(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
+    counts = {}
+    for what, names in (("rows", current.rows), ("verdicts", current.verdicts), *current.sets.items()):
+        paths = [store.path_for_duckdb(n) for n in names]
+        try:
+            found = connection.execute(
+                "SELECT file_name, num_rows FROM parquet_file_metadata($paths)", {"paths": paths}
+            ).fetchall()
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise StoreError(f"{store.url}: a file of {what} is missing or torn ({first})") from None
+        by_name = dict(found)
+        counts[what] = [by_name.get(p, -1) for p in paths]
+    for what, numbers in counts.items():
+        for shard, expected, got in zip(current.shards, counts["rows"], numbers, strict=True):
+            if expected != got:
+                raise StoreError(
+                    f"{store.url}: shard {shard:05d} of {what} has {got} rows where the base rows have {expected}; "
+                    "remove that file and run the recipe again"
+                )
+
+
+def samples_sql(store: Store, current: Current) -> str:
+    """The text of the `samples` view: base columns, verdict, then each step's columns where the row reached it."""
+    aliases = {name: f"s{i}" for i, name in enumerate(current.sets)}
+    chosen = ["r.*", "v.verdict", "v.step", "v.step_name", "v.reason"]
+    for step in current.steps:
+        if step.set_name:
+            chosen += _step_columns(step, aliases[step.set_name])
+    joins = "".join(
+        f"\nPOSITIONAL JOIN {_files(store, current.sets[name])} AS {alias}" for name, alias in aliases.items()
+    )
+    listed = ",\n  ".join(chosen)
+    return (
+        f"SELECT {listed}\nFROM {_files(store, current.rows)} AS r\n"
+        f"POSITIONAL JOIN {_files(store, current.verdicts)} AS v{joins}"
+    )
+
+
+def _step_columns(step: CurrentStep, alias: str) -> list[str]:
+    reached = f"(v.step IS NULL OR v.step >= {step.position})"
+    columns = [
+        f"CASE WHEN {reached} THEN {alias}.{quote(own)} END AS {quote(visible)}" for own, visible in step.outputs
+    ]
+    columns.append(f"CASE WHEN {reached} THEN {alias}.reason ELSE 'gated' END AS {quote(step.reason_column)}")
+    return columns
+
+
+_STEP = pa.struct([("name", pa.string()), ("set", pa.string()), ("computed", pa.int64()), ("seconds", pa.float64())])
+_RUNS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("status", pa.string()),
+        ("started", pa.string()),
+        ("seconds", pa.float64()),
+        ("runner", pa.string()),
+        ("media_reads", pa.int64()),
+        ("ingest_seconds", pa.float64()),
+        ("steps", pa.list_(_STEP)),
+    ]
+)
+
+
+def run_records(store: Store) -> list[dict[str, Any]]:
+    """Every `runs/*.json`, oldest first, with the fields of the `runs` view."""
+    found = []
+    for name in store.list("runs"):
+        try:
+            document = json.loads(store.read(f"runs/{name}"))
+        except ValueError as error:
+            raise StoreError(f"runs/{name} of {store.url} is damaged ({error}); remove it") from None
+        steps = [{k: s.get(k) for k in ("name", "set", "computed", "seconds")} for s in document.get("steps", [])]
+        found.append({**{f.name: document.get(f.name) for f in _RUNS}, "steps": steps})
+    return found
