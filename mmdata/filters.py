@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import duckdb
@@ -263,6 +264,8 @@ def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str
         raise Refused(f"is {len(text)} characters long; the limit is {MAX_LENGTH}")
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise Refused("contains a NUL or half a character, which SQL text cannot hold")
+    if _open_brackets(text) > 2 * MAX_DEPTH:
+        raise Refused(_TOO_DEEP)
     try:
         ((answer,),) = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
         parsed = _without_positions(json.loads(answer))
@@ -279,6 +282,11 @@ def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str
     if node.get("type") != "SELECT_NODE":
         raise Refused("must be one expression, without UNION, EXCEPT or INTERSECT")
     return node
+
+
+def _open_brackets(text: str) -> int:
+    """The most brackets open at once, those in strings too: DuckDB needs time with the square of open ones."""
+    return max(accumulate({"(": 1, ")": -1}.get(c, 0) for c in text))
 
 
 def _write(cursor: duckdb.DuckDBPyConnection, expression: dict[str, Any]) -> str:

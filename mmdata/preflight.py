@@ -17,7 +17,8 @@ from mmdata.layout import export_columns
 from mmdata.ledger import DatasetDocument, dataset_document
 from mmdata.plan import Plan, plan_recipe
 from mmdata.recipe import Recipe
-from mmdata.store import TEMPORARY, Store
+from mmdata.local_disk import TEMPORARY
+from mmdata.store import Store
 
 __all__ = ["Proved", "prove"]
 

@@ -209,8 +209,8 @@ REFUSED = {
     "x" * 10_001: "10001 characters",
     "NOT " * 400 + "true": "nested too deeply",
     "width_px + " * 400 + "1 > 0": "nested too deeply",
-    "(" * 4000: "",
-    "[" * 4000: "",
+    "(" * 10_000: "nested too deeply",
+    "[" * 10_000: "",
     "abs(" * 900 + "1" + ")" * 900 + " > 0": "nested too deeply",
 }
 
