@@ -31,6 +31,7 @@ MAX_LENGTH = 10_000  # characters of one expression
 MAX_DEPTH = 100  # levels of nesting; chains of AND and OR count as one level
 _ROUNDS = 4  # a text is canonical when writing it again changes nothing; DuckDB needs two rounds at most
 
+_NAME = "mmdata_rows"  # the table in every query
 _NONE: Mapping[str, str] = {}
 
 
@@ -144,14 +145,26 @@ class FilterEngine:
         NaN compares as in DuckDB: equal to itself and above every number.
         """
         read = table.select(list(expression.columns)) if expression.columns else _placeholder(len(table))
-        with _table(self._connection, read) as name:
-            query = f"SELECT coalesce({_outcome(expression.sql)}, -2) AS outcome FROM {name}"
-            return np.asarray(self._fetch(query, "outcome"), np.int8)
+        query = f"SELECT coalesce({_outcome(expression.sql)}, -2) AS outcome FROM {_NAME}"
+        outcome = np.empty(len(read), np.int8)
+        waiting = [(0, len(read))]
+        while waiting:
+            start, stop = waiting.pop()
+            try:
+                outcome[start:stop] = self._fetch(read.slice(start, stop - start), query, "outcome")
+            except (duckdb.ProgrammingError, duckdb.DataError) as error:
+                # Some errors pass through TRY, such as an ESCAPE of two characters: halve until the row is alone.
+                if isinstance(error, duckdb.BinderException | duckdb.CatalogException):
+                    raise RecipeError(f"a checked filter no longer fits its columns: {_sentence(error)}") from None
+                middle = (start + stop) // 2
+                waiting += [(start, middle), (middle, stop)] if stop - start > 1 else []
+                outcome[start:stop] = -2
+        return outcome
 
     def order(self, table: pa.Table, terms: Sequence[CheckedExpression]) -> npt.NDArray[np.int64]:
         """The row indexes, (N,) int64, in the order of the terms; ties by column `row_id`, ascending.
 
-        A term that raises for a row counts as NULL there.
+        A term that raises for a row counts as NULL there; RecipeError for the few errors that TRY lets through.
         """
         read = sorted({"row_id", *(column for term in terms for column in term.columns)})
         position = "position"
@@ -159,15 +172,17 @@ class FilterEngine:
             position += "_"
         numbered = table.select(read).append_column(position, pa.array(np.arange(len(table))))
         by = ", ".join([*(f"TRY({term.value}) {term.direction}" for term in terms), "row_id"])
-        with _table(self._connection, numbered) as name:
-            return np.asarray(self._fetch(f"SELECT {position} FROM {name} ORDER BY {by}", position), np.int64)
-
-    def _fetch(self, query: str, column: str) -> npt.NDArray[Any]:
         try:
-            found: npt.NDArray[Any] = self._connection.execute(query).fetchnumpy()[column]
+            found = self._fetch(numbered, f"SELECT {position} FROM {_NAME} ORDER BY {by}", position)
         except (duckdb.ProgrammingError, duckdb.DataError) as error:
-            # TRY holds what a row does: this comes before any row, from columns of other types than were checked.
-            raise RecipeError(f"a checked expression no longer fits its columns: {_sentence(error)}") from None
+            shown = _shown(", ".join(term.sql for term in terms))
+            raise RecipeError(f"the order {shown} {_sentence(error)}") from None
+        return np.asarray(found, np.int64)
+
+    def _fetch(self, table: pa.Table, query: str, column: str) -> npt.NDArray[Any]:
+        """One column of a query over the table."""
+        with _table(self._connection, table):
+            found: npt.NDArray[Any] = self._connection.execute(query).fetchnumpy()[column]
         return found
 
 
@@ -183,12 +198,11 @@ def _placeholder(rows: int) -> pa.Table:
 @contextmanager
 def _table(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[str]:
     """The table under a name that queries of this connection can use."""
-    name = "mmdata_rows"
-    connection.register(name, table)
+    connection.register(_NAME, table)
     try:
-        yield name
+        yield _NAME
     finally:
-        connection.unregister(name)
+        connection.unregister(_NAME)
 
 
 def _canonical(

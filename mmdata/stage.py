@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -323,3 +325,17 @@ def _source_bytes(function: Callable[..., Any]) -> bytes:
 def finite_or_failed(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
     """Floats with NaN and infinities as `Failed("not_finite")`."""
     return [float(v) if np.isfinite(v) else Failed("not_finite") for v in values]
+
+
+class _CallableModule(ModuleType):
+    """This module under the name `mmdata.stage`, where users expect the decorator: calling it decorates.
+
+    Importing any operator makes Python bind `mmdata.stage` to the module, over the function of the same name.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `stage`."""
+        return stage(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

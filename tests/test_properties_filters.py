@@ -16,8 +16,9 @@ SCHEMA = pa.schema(
 )
 ENGINE = FilterEngine()
 
-# Values on which the two databases agree by definition: no NaN (SQLite makes it NULL) and no sum that overflows.
-integers = st.none() | st.integers(-20, 20) | st.integers(-(2**31), 2**31 - 1)
+# Values on which the two databases agree by definition: no NaN (SQLite makes it NULL), and four of the largest integers
+# still add up within 32 bits (SQLite adds in 64).
+integers = st.none() | st.integers(-20, 20) | st.integers(-(2**28), 2**28)
 floats = st.none() | st.floats(-1e6, 1e6, width=32)
 texts = st.none() | st.text("ab%_' é😀", max_size=5)
 rows = st.lists(st.tuples(integers, integers, floats, texts), max_size=30)
@@ -70,19 +71,14 @@ def sqlite_outcome(sql: str, values: list[tuple[Any, ...]]) -> list[int]:
     return [-1 if value is None else int(value) for (value,) in found]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(conditions, rows)
 def test_a_filter_is_what_sqlite_says(sql: str, values: list[tuple[Any, ...]]) -> None:
     found = ENGINE.evaluate(table_of(values), check_filter("f", sql, SCHEMA)).tolist()
-    # SQLite adds in 64 bits; a sum of two `b`, int32 here, may raise instead, and says so
-    expected = sqlite_outcome(sql, values)
-    assert len(found) == len(expected)
-    assert [(f, e) for f, e in zip(found, expected, strict=True) if f not in (e, -2)] == []
-    if "+" not in sql and "-" not in sql.replace("-", "", 0) and "abs" not in sql:
-        assert found == expected
+    assert found == sqlite_outcome(sql, values)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     rows,
     st.lists(

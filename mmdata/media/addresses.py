@@ -64,6 +64,8 @@ def parse_url(text: str | None) -> URL:
         raise BadUrl(f"malformed: {error}"[:100]) from None
     if parts.scheme not in ("http", "https"):
         raise BadUrl(f"scheme {parts.scheme[:20]!r} is not http or https")
+    if "\\" in parts.netloc:  # browsers take it for a slash, Python does not
+        raise BadUrl("backslash before the path")
     if not host or port == 0:
         raise BadUrl("no host" if not host else "port 0")
     authority = _canonical_host(host) + (f":{port}" if port else "")
