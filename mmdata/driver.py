@@ -32,6 +32,7 @@ from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain,
 from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool
 from mmdata.preflight import Proved
 from mmdata.progress import Progress, Step
+from mmdata.recipe import document_of
 from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, verdicts, walk
@@ -395,7 +396,7 @@ class _Driver:
         for shard in sorted(self.rows):
             view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
             ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
-        recipe = yaml.safe_dump(self.plan.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        recipe = yaml.safe_dump(document_of(self.plan.recipe), sort_keys=False, allow_unicode=True)
         return ledger.publish(recipe, self.rows, self.bound, self.files)
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:
@@ -407,8 +408,8 @@ class _Driver:
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
             "runner": self.options.runner,
-            "recipe": self.plan.recipe.model_dump(mode="json"),
-            "versions": {"python": platform.python_version(), "mmdata": __version__, **{p: version(p) for p in _PACKAGES}},
+            "recipe": document_of(self.plan.recipe),
+            "versions": {"python": platform.python_version(), "mmdata": __version__} | {p: version(p) for p in _PACKAGES},
             "by_status": dict(self.by_status),
             "ingest_seconds": round(self.ingest_seconds, 3),
             "media_reads": self.media_reads,

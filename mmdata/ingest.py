@@ -238,14 +238,19 @@ def _as_fetched(data: bytes, info: image.ImageInfo, known: dict[str, Any]) -> Pr
 
 
 def _least_side(info: image.ImageInfo, fetch: FetchOptions) -> int | None:
-    """Short side in px that a DCT-scaled decode must keep: 1.5 times what the resize makes of it; None = in full."""
+    """Short side in px that a DCT-scaled decode keeps: at least 1.5 times what the resize makes of it; None = in full.
+
+    Only halves, quarters and eighths: libjpeg-turbo has no quick code for the scales between, which gain nothing.
+    """
     if fetch.decode == "exact" or fetch.resize_mode == "no":
         return None
     short, long = sorted((info.width, info.height))
     by_short = fetch.resize_mode in ("keep_ratio", "center_crop")
     target = fetch.image_size if by_short else fetch.image_size * short / long
-    least = int(1.5 * target) + 1
-    return least if least < short else None
+    for factor in (8, 4, 2):
+        if short >= factor * 1.5 * target:
+            return -(-short // factor)
+    return None
 
 
 def _limits(fetch: FetchOptions) -> HttpLimits:

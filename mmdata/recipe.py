@@ -20,7 +20,17 @@ from mmdata.errors import RecipeError
 from mmdata.settings import ExportOptions, FetchOptions
 from mmdata.sources.urls import UrlSource
 
-__all__ = ["FilterStep", "OperatorStep", "Recipe", "describe_errors", "json_schema", "load", "parse", "with_overrides"]
+__all__ = [
+    "FilterStep",
+    "OperatorStep",
+    "Recipe",
+    "describe_errors",
+    "document_of",
+    "json_schema",
+    "load",
+    "parse",
+    "with_overrides",
+]
 
 _STEP_KEYS = ("as", "on_error", "max_failed")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -278,6 +288,23 @@ def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:
             target[part] = {}
         target = target[part]
     target[parts[-1]] = value
+
+
+def document_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a user writes it, with every default filled in: `parse` gives the same recipe back."""
+    document = recipe.model_dump(mode="json", exclude={"steps", "export"})
+    document["steps"] = [_step_document(step) for step in recipe.steps]
+    if recipe.export is not None:
+        document["export"] = recipe.export.model_dump(mode="json")
+    return document
+
+
+def _step_document(step: OperatorStep | FilterStep) -> dict[str, Any]:
+    if isinstance(step, FilterStep):
+        return {"filter": {step.name: step.sql}}
+    keys = {"as": step.alias, "on_error": step.on_error, "max_failed": step.max_failed}
+    defaults = {"as": None, "on_error": "drop", "max_failed": OperatorStep.model_fields["max_failed"].default}
+    return {step.operator: {**step.options, **{k: v for k, v in keys.items() if v != defaults[k]}}}
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import marshal
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -315,16 +316,11 @@ def stage(
 
 
 def _source_bytes(function: Callable[..., Any]) -> bytes:
-    """The file the function stands in, or its own text where there is no file (a console)."""
+    """The file the function stands in; in a console, where there is no file, its compiled code."""
     try:
         return Path(inspect.getfile(function)).read_bytes()
     except (OSError, TypeError):
-        return inspect.getsource(function).encode()
-
-
-def finite_or_failed(values: npt.NDArray[np.floating[Any]]) -> list[Any]:
-    """Floats with NaN and infinities as `Failed("not_finite")`."""
-    return [float(v) if np.isfinite(v) else Failed("not_finite") for v in values]
+        return marshal.dumps(function.__code__)
 
 
 class _CallableModule(ModuleType):

@@ -78,7 +78,7 @@ class SentenceEncoder:
     texts of that length go through the network at a time, padded.
     """
 
-    LENGTHS = (32, 64, 128, 256)  # tokens
+    LENGTHS = (16, 32, 64, 128, 256)  # tokens
     SIZE = 384
 
     def __init__(self, device: str, rows: int) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from server import JPEG, BadServer
 
 from mmdata.errors import RetryableError

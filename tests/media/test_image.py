@@ -19,6 +19,9 @@ from PIL.TiffImagePlugin import IFDRational
 
 from mmdata.media import image
 
+# pytest sets its own filters, so that Pillow's remarks on damaged EXIF show here; mmdata filters them.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 
 def saved(picture: Image.Image, **options: Any) -> bytes:
     sink = io.BytesIO()
