@@ -402,6 +402,7 @@ class _Driver:
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         """`runs/<id>.json`: recipe, versions, timings and counts, also of a run that was stopped."""
         sets = {b.step.name: b.set_name for b in self.bound}
+        versions = {"python": platform.python_version(), "mmdata": __version__}
         document = {
             "run": self.id,
             "status": status,
@@ -409,7 +410,7 @@ class _Driver:
             "seconds": round(seconds, 3),
             "runner": self.options.runner,
             "recipe": document_of(self.plan.recipe),
-            "versions": {"python": platform.python_version(), "mmdata": __version__} | {p: version(p) for p in _PACKAGES},
+            "versions": versions | {p: version(p) for p in _PACKAGES},
             "by_status": dict(self.by_status),
             "ingest_seconds": round(self.ingest_seconds, 3),
             "media_reads": self.media_reads,

@@ -230,13 +230,13 @@ def _select(cursor: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     Both readings must agree.
     """
     found = []
-    for query in (f"SELECT (\n{text}\n)", f"SELECT\n{text}\n"):
+    for query in (f"SELECT\n{text}\n", f"SELECT (\n{text}\n)"):  # without them first: it says more of what is wrong
         node = _parse(cursor, text, query)
         items = node.pop("select_list")
         if node != _bare_select() or len(items) != 1:
             raise Refused("must be one expression, without a second value, FROM, WHERE, ORDER BY or LIMIT")
         found.append(items[0])
-    inside, alone = found
+    alone, inside = found
     if _meaning(inside) != _meaning(alone):
         raise Refused("must be one expression, with its brackets in pairs")
     tree: dict[str, Any] = inside

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from mmdata.registry import nearest
+from mmdata.registry import maker, nearest
 
 __all__ = ["Catalogue", "Refused", "check_tree", "read_catalogue"]
 
@@ -207,6 +207,9 @@ class _Walk:
             return f"reads {name!r}, which is made by step {self.later[name]!r} further down; move the filter below it"
         if name.lower() in self.catalogue.kinds or name.lower() in ("current_time", "localtime", "localtimestamp"):
             return f"has {name!r}, which is no column; a filter may only depend on its row"
+        operator = maker(name)
+        if operator is not None:
+            return f"reads {name!r}, which {operator} makes; put that step before it"
         return f"reads {name!r}, but no such column exists at this step{nearest(name, [*self.names, *self.later])}"
 
     def function(self, node: dict[str, Any], scope: frozenset[str]) -> None:

@@ -23,7 +23,7 @@ from mmdata.column_files import canonical_json
 from mmdata.columns import FORMAT_VERSION, base_schema
 from mmdata.errors import MissingExtra, RecipeError
 from mmdata.filters import CheckedExpression, check_filter, check_order
-from mmdata.recipe import FilterStep, OperatorStep, Recipe, describe_errors
+from mmdata.recipe import STEP_KEYS, FilterStep, OperatorStep, Recipe, describe_errors
 from mmdata.stage import Contract, Group, Operator, Options, column_options, order_options
 
 __all__ = [
@@ -258,7 +258,7 @@ def _bind_options(where: str, operator: type[Operator[Any]], step: OperatorStep,
     try:
         return operator.options_type.model_validate(given)
     except ValidationError as error:
-        raise RecipeError(describe_errors(where, error, operator.options_type)) from None
+        raise RecipeError(describe_errors(where, error, operator.options_type, STEP_KEYS)) from None
 
 
 def _require_modules(where: str, contract: Contract) -> None:
@@ -276,8 +276,9 @@ def _require_column(where: str, column: str, names: _Names, unmade: Mapping[str,
         raise RecipeError(f"{where} reads column {column!r}, which step {unmade[column]} makes only later; move it up")
     if column == "caption":
         raise RecipeError(f"{where} reads the caption, but source.caption names no column of the list")
-    near = registry.nearest(column, names.types)
-    raise RecipeError(f"{where} reads column {column!r}, which nothing before it makes{near}")
+    maker = registry.maker(column)
+    cure = f"; put {maker} before it" if maker else registry.nearest(column, names.types)
+    raise RecipeError(f"{where} reads column {column!r}, which nothing before it makes{cure}")
 
 
 def _warnings(steps: Sequence[PlannedStep]) -> list[str]:

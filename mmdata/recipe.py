@@ -32,7 +32,7 @@ __all__ = [
     "with_overrides",
 ]
 
-_STEP_KEYS = ("as", "on_error", "max_failed")
+STEP_KEYS = ("as", "on_error", "max_failed")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -110,8 +110,8 @@ def _read_filters(where: str, body: Any) -> list[FilterStep]:
 def _read_operator(where: str, name: str, body: Any) -> OperatorStep:
     if not isinstance(body, Mapping):
         raise RecipeError(f"{where} ({name}): options must be a mapping, got {_short(body)}")
-    options = {str(k): v for k, v in body.items() if k not in _STEP_KEYS}
-    keys = {("alias" if k == "as" else k): v for k, v in body.items() if k in _STEP_KEYS}
+    options = {str(k): v for k, v in body.items() if k not in STEP_KEYS}
+    keys = {("alias" if k == "as" else k): v for k, v in body.items() if k in STEP_KEYS}
     alias = keys.get("alias")
     if alias is not None and not (isinstance(alias, str) and _NAME.fullmatch(alias)):
         raise RecipeError(f"{where} ({name}): as: {alias!r} must be lower-case letters, digits and underscores")
@@ -155,6 +155,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe at {path}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from None
     return parse(text, where=str(path), overrides=overrides)
@@ -189,15 +191,19 @@ def _from_yaml(text: str) -> Any:
         raise RecipeError("not valid YAML: nested too deeply") from None
 
 
-def describe_errors(where: str, error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for the first thing pydantic found, with the nearest name for one that is not known."""
+def describe_errors(where: str, error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()) -> str:
+    """One sentence for the first thing pydantic found, with the nearest name for one that is not known.
+
+    `also`: names that are options at the top although `model` has no such field.
+    """
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     place = ".".join(location)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{where}: {place}: no option is called {location[-1]!r}{registry.nearest(location[-1], known)}{more}"
+        inside = "".join(f"{part}: " for part in location[:-1])
+        known = [*_fields_at(model, location[:-1]), *(also if len(location) == 1 else ())]
+        return f"{where}: {inside}no option is called {location[-1]!r}{registry.nearest(location[-1], known)}{more}"
     if first["type"] == "missing":
         return f"{where}: {place} is required but not given{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -231,10 +237,17 @@ def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[s
         if parts[0] == "filters":
             _set_filter(result, parts, text)
         elif parts[0] == "steps":
-            _set_option(result, parts, _from_yaml(text))
+            _set_option(result, parts, _value(path, text))
         else:
-            _set_plain(result, parts, _from_yaml(text))
+            _set_plain(result, parts, _value(path, text))
     return result
+
+
+def _value(path: str, text: str) -> Any:
+    try:
+        return _from_yaml(text)
+    except RecipeError as error:
+        raise RecipeError(f"--set {path}: {error}") from None
 
 
 def _deep_copy(value: Any) -> Any:
@@ -254,7 +267,8 @@ def _set_filter(document: dict[str, Any], parts: list[str], sql: str) -> None:
             if parts[1] in body:
                 body[parts[1]] = sql.strip()
                 return
-    raise RecipeError(f"--set: no filter is called {parts[1]!r}{registry.nearest(parts[1], known)}")
+    near = registry.nearest(parts[1], known) or "; the recipe has no filters"
+    raise RecipeError(f"--set: no filter is called {parts[1]!r}{near}")
 
 
 def _set_option(document: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -272,7 +286,8 @@ def _set_option(document: dict[str, Any], parts: list[str], value: Any) -> None:
         if name == parts[1]:
             steps[index] = {operator: {**body, parts[2]: value}}
             return
-    raise RecipeError(f"--set: no step is called {parts[1]!r}{registry.nearest(parts[1], known)}")
+    near = registry.nearest(parts[1], known) or "; the recipe has no stages or groups"
+    raise RecipeError(f"--set: no step is called {parts[1]!r}{near}")
 
 
 def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:

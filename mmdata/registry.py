@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from mmdata.errors import RecipeError
+from pydantic import ValidationError
+
+from mmdata.errors import MmdataError, RecipeError
 from mmdata.stage import Group, Operator, Stage
 
-__all__ = ["names", "nearest", "operator", "register"]
+__all__ = ["maker", "names", "nearest", "operator", "register"]
 
 _BUILT_IN = {
     "probe_image": "mmdata.stages.probe_image:ProbeImage",
@@ -49,6 +51,19 @@ def operator(name: str) -> type[Operator[Any]]:
     module, _, attribute = _BUILT_IN[name].partition(":")
     found: type[Operator[Any]] = getattr(import_module(module), attribute)
     return found
+
+
+def maker(column: str) -> str | None:
+    """The operator that adds a column of this name under its default options; None when there is none."""
+    for name in names():
+        found = operator(name)
+        try:
+            writes = found.contract(found.options_type()).writes.names
+        except (ValidationError, MmdataError):  # an option is required, or weights are not there
+            continue
+        if column in writes:
+            return name
+    return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
