@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,7 @@ def run(
     """
     from mmdata import dataset, funnel
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: finished work is kept
     kind = _runner(runner)
     if device not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"--device {device}: expected auto, cpu or cuda")
@@ -257,7 +259,7 @@ def _runner(name: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every error of mmdata is one sentence on stderr and an exit code."""
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=None if arguments is None else list(arguments), prog_name="mmdata")
     except MmdataError as error:
         typer.echo(f"mmdata: {error}", err=True)
         sys.exit(error.exit_code)

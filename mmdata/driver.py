@@ -6,21 +6,17 @@ Whatever stops it (Ctrl-C, a full disk, a budget) leaves finished shards finishe
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, Literal
 
 import yaml
 
-from mmdata import __version__
 from mmdata.column_files import ColumnFile, shard_name
 from mmdata.errors import BudgetError, RecipeError, RetryableError, StoreError
 from mmdata.filters import FilterEngine
@@ -34,6 +30,7 @@ from mmdata.preflight import Proved
 from mmdata.progress import Progress, Step
 from mmdata.recipe import document_of
 from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
+from mmdata.run_record import write_record
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, verdicts, walk
 from mmdata.work import PassContext, PassResult, StepWork, finished_pass
@@ -167,6 +164,7 @@ class _Driver:
                     ready.extend(self._unfinished(number, part, context, [shard], line))
                 elif self._take_passed(finished.result, line):
                     again.add(shard)
+            self._end_fetch_line()
             for _ in range(TRANSIENT_ROUNDS):
                 items = deque(self._pass_item(number, part, shard) for shard in sorted(again))
                 again = {f.item.shard for f in self._drive(iter(()), items) if self._take_passed(f.result, None)}
@@ -335,10 +333,13 @@ class _Driver:
         if self._fetch_line is not None:
             self._fetch_line.advance(done=counts.rows, kept=ok, failed=counts.rows - ok)
 
-    def _note_ingested(self, document: DatasetDocument) -> None:
-        """The list has been read to its end: the number of its shards is known from now on."""
+    def _end_fetch_line(self) -> None:
         if self._fetch_line is not None:
             self._fetch_line.__exit__(None, None, None)
+            self._fetch_line = None
+
+    def _note_ingested(self, document: DatasetDocument) -> None:
+        """The list has been read to its end: the number of its shards is known from now on."""
         if document.sources[0]["shards"] is None:
             document.sources[0]["shards"] = self._fetched_shards
             update_dataset(self.store, document)
@@ -360,7 +361,8 @@ class _Driver:
             total.examples.update(done.examples)
             if line is not None:
                 total.rows_in += done.rows_in
-                total.failed += done.failed
+                # Transient failures have their turn again before anybody counts them.
+                total.failed += done.failed - done.transient
                 self._check_budget(step, total)
         if line is not None:
             line.advance(done=result.rows, kept=result.alive, failed=sum(w.failed for w in result.work.values()))
@@ -400,23 +402,12 @@ class _Driver:
         return ledger.publish(recipe, self.rows, self.bound, self.files)
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:
-        """`runs/<id>.json`: recipe, versions, timings and counts, also of a run that was stopped."""
         sets = {b.step.name: b.set_name for b in self.bound}
-        versions = {"python": platform.python_version(), "mmdata": __version__}
-        document = {
-            "run": self.id,
-            "status": status,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(seconds, 3),
-            "runner": self.options.runner,
-            "recipe": document_of(self.plan.recipe),
-            "versions": versions | {p: version(p) for p in _PACKAGES},
+        steps = [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()]
+        facts = {
             "by_status": dict(self.by_status),
             "ingest_seconds": round(self.ingest_seconds, 3),
             "media_reads": self.media_reads,
-            "steps": [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()],
+            "steps": steps,
         }
-        self.store.create(f"runs/{self.id}.json", json.dumps(document, indent=1, default=str).encode())
-
-
-_PACKAGES = ("pyarrow", "duckdb", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+        write_record(self.store, self.id, status, started, seconds, self.options.runner, self.plan.recipe, facts)

@@ -8,12 +8,12 @@ The journal remembers what a worker was doing when it died, so that the next one
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,22 @@ from mmdata.errors import ContractError, MmdataError, RetryableError
 from mmdata.media.image import DecodeError
 from mmdata.stage import Contract, Failed, Stage
 
-__all__ = ["DeviceLost", "DeviceOutOfMemory", "Journal", "RowResult", "StepTracker", "checked_columns", "compute_rows"]
+__all__ = [
+    "DeviceLost",
+    "DeviceOutOfMemory",
+    "FailsEverywhere",
+    "Journal",
+    "RowResult",
+    "StepTracker",
+    "checked_columns",
+    "compute_rows",
+    "raise_not_opened",
+]
 
 SINGLE_FAILURES = 32  # so many rows failing alone in a row put the stage itself under suspicion
 DEATHS_ALONE = 2  # a row that killed its worker so often while alone is given up
+DEATHS_IN_A_ROW = 20  # so many deaths with no row done in between are not the rows' doing
+DEATHS_OPENING = 3  # so many deaths while a stage was opened are not the rows' doing either
 
 # Own column name → value, or why there is none.
 RowResult = dict[str, Any] | Failed
@@ -40,6 +52,10 @@ class DeviceLost(RetryableError):
     """The accelerator reports an error that outlives the call: the worker is restarted."""
 
 
+class FailsEverywhere(ContractError):
+    """No row of the step has succeeded on this worker; the driver knows whether one has on another."""
+
+
 @dataclass
 class StepTracker:
     """What one worker knows of one stage: whether it ever worked, and a row it worked on."""
@@ -47,6 +63,7 @@ class StepTracker:
     name: str
     has_succeeded: bool = False
     singles_failed: int = 0
+    unanswered: int = 0  # rows that failed alone for a transient reason, with no success since
     good: Batch | None = None
     opened: int = 0
     computed: int = 0
@@ -109,9 +126,15 @@ def _guarded(stage: Stage[Any], contract: Contract, batch: Batch, tracker: StepT
     else:
         _note_success(batch, results, tracker)
         return results
+    if failure.transient and tracker.unanswered >= SINGLE_FAILURES:
+        # What the stage asks is down: one question a batch is enough, all rows are tried again later anyway.
+        return [failure] * len(batch)
     if len(batch) == 1:
         tracker.examples.setdefault(failure.kind, detail[:300])
-        _suspect_stage(stage, contract, tracker, detail)
+        if failure.transient:
+            tracker.unanswered += 1
+        else:
+            _suspect_stage(stage, contract, tracker, detail)
         return [failure]
     middle = len(batch) // 2
     halves = (range(middle), range(middle, len(batch)))
@@ -122,7 +145,7 @@ def _note_success(batch: Batch, results: Sequence[RowResult], tracker: StepTrack
     for index, result in enumerate(results):
         if not isinstance(result, Failed):
             tracker.has_succeeded = True
-            tracker.singles_failed = 0
+            tracker.singles_failed = tracker.unanswered = 0
             if tracker.good is None:
                 tracker.good = batch.take([index])
             return
@@ -134,7 +157,7 @@ def _suspect_stage(stage: Stage[Any], contract: Contract, tracker: StepTracker, 
     if tracker.singles_failed < SINGLE_FAILURES:
         return
     if not tracker.has_succeeded:
-        raise ContractError(
+        raise FailsEverywhere(
             f"step {tracker.name} failed on every row it tried ({tracker.singles_failed} of them alone), last with "
             f"{detail}; mend the stage or its options and run again"
         )
@@ -143,6 +166,9 @@ def _suspect_stage(stage: Stage[Any], contract: Contract, tracker: StepTracker, 
         try:
             _checked(stage, contract, tracker.good)
         except Exception as error:
+            _raise_if_device(tracker.name, error)
+            if _as_failure(error).transient:
+                return
             raise ContractError(
                 f"step {tracker.name} now fails on a row it had computed ({type(error).__name__}: {error}), "
                 f"so the stage is broken, not the rows; run again"
@@ -155,6 +181,17 @@ def _as_failure(error: Exception) -> Failed:
     if isinstance(error, ConnectionError):
         return Failed("connect", transient=True)
     return Failed(type(error).__name__)
+
+
+def raise_not_opened(step: str, error: Exception) -> NoReturn:
+    """Say whose it is that a stage could not be opened: the device's, the network's, or its author's."""
+    if isinstance(error, MmdataError):
+        raise error
+    _raise_if_device(step, error)
+    text = f"step {step} could not be opened ({type(error).__name__}: {error})"
+    if _as_failure(error).transient:
+        raise RetryableError(f"{text}; the same command tries again") from error
+    raise ContractError(f"{text}; mend the stage or its options and run again") from error
 
 
 def _raise_if_device(step: str, error: Exception) -> None:
@@ -180,7 +217,7 @@ def checked_columns(operator: str, contract: Contract, answer: Any, rows: int) -
     if not isinstance(answer, Mapping) or sorted(answer) != sorted(promised):
         got = sorted(answer) if isinstance(answer, Mapping) else type(answer).__name__
         raise ContractError(f"{operator} must return columns {sorted(promised)}, but returned {got}")
-    columns = {name: _cells(operator, name, answer[name], rows) for name in promised}
+    columns = {f.name: _cells(operator, f, answer[f.name], rows) for f in contract.writes}
     results: list[RowResult] = []
     for index in range(rows):
         row = {name: cells[index] for name, cells in columns.items()}
@@ -190,24 +227,37 @@ def checked_columns(operator: str, contract: Contract, answer: Any, rows: int) -
     return results
 
 
-def _cells(operator: str, name: str, values: Any, rows: int) -> list[Any]:
+def _cells(operator: str, field: pa.Field, values: Any, rows: int) -> list[Any]:
     cells = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
     if len(cells) != rows:
-        raise ContractError(f"{operator} returned {len(cells)} values of {name} for {rows} rows")
-    return [_plain(v) for v in cells]
+        raise ContractError(f"{operator} returned {len(cells)} values of {field.name} for {rows} rows")
+    largest = _largest(field.type)
+    return [_plain(v, largest) for v in cells]
 
 
-def _plain(value: Any) -> Any:
+def _largest(kind: pa.DataType) -> float:
+    """The largest magnitude that is still finite once it is stored."""
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    narrow = pa.types.is_float16(kind) or pa.types.is_float32(kind)
+    return float(np.finfo(kind.to_pandas_dtype()).max) if narrow else sys.float_info.max
+
+
+def _plain(value: Any, largest: float) -> Any:
     """Numpy scalars as Python's; NaN and infinities, also inside lists, as a failure."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return Failed("not_finite")
-    if isinstance(value, list) and any(isinstance(v, float) and not math.isfinite(v) for v in value):
-        return Failed("not_finite")
-    return value
+    return value if _is_finite(value, largest) else Failed("not_finite")
+
+
+def _is_finite(value: Any, largest: float) -> bool:
+    if isinstance(value, float):
+        return abs(value) <= largest  # False for NaN
+    if isinstance(value, list | tuple):
+        return all(_is_finite(v, largest) for v in value)
+    return not isinstance(value, dict) or all(_is_finite(v, sys.float_info.max) for v in value.values())
 
 
 def _convertible(schema: pa.Schema, results: Sequence[RowResult]) -> None:
@@ -220,11 +270,16 @@ class Journal:
     """What a worker is computing for one (column set, shard), in node scratch: it outlives the worker.
 
     `suspects` are rows that were in a batch when a worker died; `deaths` counts workers lost while a row was alone.
+    `run` is the run that starts and stops the workers, empty where the worker is the user's own process: what another
+    run's workers were doing at their end charges nobody, for that run may have stopped them itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str = "") -> None:
         self._path = path
+        self._run = run
         self._running: list[int] = []
+        self._lost_in_a_row = 0
+        self._openings = 0
         self.suspects: list[int] = []
         self.deaths: dict[int, int] = {}
         self._load()
@@ -233,47 +288,79 @@ class Journal:
         try:
             document = json.loads(self._path.read_text())
             running = [int(r) for r in document["running"]]
-            self.suspects = [int(r) for r in document["suspects"]]
-            self.deaths = {int(r): int(n) for r, n in document["deaths"].items()}
+            suspects = [int(r) for r in document["suspects"]]
+            deaths = {int(r): int(n) for r, n in document["deaths"].items()}
+            lost, openings = int(document["lost_in_a_row"]), int(document["openings"])
+            is_ours = document["run"] in ("", self._run)
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, AttributeError):
             # A journal cut short by a full scratch disk tells nothing; it charges nobody.
             return
-        if len(running) == 1:
-            self.deaths[running[0]] = self.deaths.get(running[0], 0) + 1
-        self.suspects = sorted({*self.suspects, *running})
+        self.suspects, self.deaths = suspects, deaths
+        if is_ours:
+            self._openings = openings
+            self._lost_in_a_row = lost + 1 if running else lost
+            self.suspects = sorted({*suspects, *running})
+            if len(running) == 1:
+                self.deaths[running[0]] = self.deaths.get(running[0], 0) + 1
         self._save()
 
-    def begin(self, row_ids: Sequence[int]) -> None:
-        """To be called before a batch: from here on, a death is these rows'."""
+    def opening(self, step: str) -> None:
+        """To be called before the stage is opened; RetryableError when that has killed several workers."""
+        if self._openings >= DEATHS_OPENING:
+            self.end()
+            raise RetryableError(
+                f"step {step}: {DEATHS_OPENING} workers died while they opened the stage, most likely for want of "
+                "memory; give it more, or a smaller model, and the same command goes on"
+            )
+        self._openings += 1
+        self._save()
+
+    def begin(self, row_ids: Sequence[int], step: str) -> None:
+        """To be called before a batch: from here on, a death is these rows'.
+
+        RetryableError when one worker after the other has died with nothing done in between: then it is not the rows.
+        """
+        self._openings = 0
+        if self._lost_in_a_row >= DEATHS_IN_A_ROW:
+            self._lost_in_a_row, self.suspects, self.deaths = 0, [], {}
+            self._save()
+            raise RetryableError(
+                f"step {step}: {DEATHS_IN_A_ROW} workers died one after the other, whatever rows they were given; "
+                "look at the machine's memory, its device and the stage's libraries, then the same command goes on"
+            )
         self._running = [int(r) for r in row_ids]
         self._save()
 
     def end(self) -> None:
         """The batch is through, or was stopped by an exception: nobody is charged."""
-        self._running = []
+        self._running, self._lost_in_a_row, self._openings = [], 0, 0
         self._save()
 
     def given_up(self, row: int) -> bool:
         """Whether the row has killed its worker alone as often as it may."""
         return self.deaths.get(row, 0) >= DEATHS_ALONE
 
-    def clear(self, row: int) -> None:
-        """The row is done, with a value or a reason."""
-        self.suspects = [r for r in self.suspects if r != row]
-        self.deaths.pop(row, None)
+    def clear(self, rows: Sequence[int]) -> None:
+        """The rows are done, and what became of them is committed."""
+        done = set(rows)
+        self.suspects = [r for r in self.suspects if r not in done]
+        self.deaths = {r: n for r, n in self.deaths.items() if r not in done}
         self._save()
 
     def _save(self) -> None:
-        if not (self._running or self.suspects or self.deaths):
+        if not (self._running or self.suspects or self.deaths or self._lost_in_a_row or self._openings):
             self._path.unlink(missing_ok=True)
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         document = {
+            "run": self._run,
             "running": self._running,
             "suspects": self.suspects,
             "deaths": {str(r): n for r, n in self.deaths.items()},
+            "lost_in_a_row": self._lost_in_a_row,
+            "openings": self._openings,
         }
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(document))

@@ -25,6 +25,7 @@ from mmdata.errors import MissingExtra, RecipeError
 from mmdata.filters import CheckedExpression, check_filter, check_order
 from mmdata.recipe import STEP_KEYS, FilterStep, OperatorStep, Recipe, describe_errors
 from mmdata.stage import Contract, Group, Operator, Options, column_options, order_options
+from mmdata.weights import with_fingerprints
 
 __all__ = [
     "Input",
@@ -217,6 +218,7 @@ def _plan_operator(
     contract = operator.contract(options)
     if require_packages:
         _require_modules(where, contract)
+        contract = with_fingerprints(where, contract)
     reads = [c for c in contract.reads if c != "image"]
     order = tuple(
         check_order(f"{where}: {option}", term, names.schema())

@@ -15,9 +15,10 @@ from mmdata.columns import base_schema
 from mmdata.errors import RecipeError, SourceError
 from mmdata.layout import export_columns
 from mmdata.ledger import DatasetDocument, dataset_document
-from mmdata.plan import Plan, plan_recipe
-from mmdata.recipe import Recipe
 from mmdata.local_disk import TEMPORARY
+from mmdata.plan import Plan, plan_recipe
+from mmdata.publish import Target
+from mmdata.recipe import Recipe
 from mmdata.store import Store
 
 __all__ = ["Proved", "prove"]
@@ -40,8 +41,10 @@ def prove(recipe: Recipe) -> Proved:
     extra = recipe.source.schema()
     plan = plan_recipe(recipe, extra)
     if recipe.export is not None:
-        export_columns(_kept_schema(plan, extra), recipe.export.columns)
+        export_columns(_kept_schema(plan, extra), recipe.export.columns)  # columns that exist
     store = Store(recipe.dataset)
+    if recipe.export is not None:
+        Target(recipe.export.path, store).require_free()
     fingerprint = recipe.source.fingerprint()
     found = dataset_document(store)
     if found is not None:

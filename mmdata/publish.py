@@ -43,6 +43,11 @@ class Target:
                 raise RecipeError(f"export.path {path!r} lies in or around the dataset folder; choose one beside it")
         self._manifest: dict[str, Any] | None = None
 
+    def require_free(self) -> None:
+        """RecipeError when something stands at the path that an export would refuse to replace; writes nothing."""
+        if self.path.exists():
+            self._read_manifest()
+
     @contextmanager
     def sole_writer(self) -> Iterator[None]:
         """Hold the target; StoreError when another export does, RecipeError when something else stands there."""

@@ -21,6 +21,7 @@ from mmdata.settings import ExportOptions, FetchOptions
 from mmdata.sources.urls import UrlSource
 
 __all__ = [
+    "STEP_KEYS",
     "FilterStep",
     "OperatorStep",
     "Recipe",

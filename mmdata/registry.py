@@ -56,10 +56,10 @@ def operator(name: str) -> type[Operator[Any]]:
 def maker(column: str) -> str | None:
     """The operator that adds a column of this name under its default options; None when there is none."""
     for name in names():
-        found = operator(name)
         try:
+            found = operator(name)
             writes = found.contract(found.options_type()).writes.names
-        except (ValidationError, MmdataError):  # an option is required, or weights are not there
+        except (ValidationError, MmdataError, ImportError):  # an option is required, or weights are not there
             continue
         if column in writes:
             return name

@@ -34,7 +34,7 @@ from mmdata.column_files import (
     write_column_file,
     write_parquet,
 )
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.scratch import scratch_folder
 
 __all__ = [
@@ -69,7 +69,7 @@ class Store:
     def __init__(self, url: str) -> None:
         protocol = fsspec.core.split_protocol(str(url))[0] or "file"
         if protocol not in ("file", "local", "memory"):
-            raise StoreError(
+            raise RecipeError(
                 f"{url}: datasets on {protocol}:// are a later part of mmdata; give a local folder or memory://"
             )
         fs, root = fsspec.core.url_to_fs(os.path.expanduser(str(url)))

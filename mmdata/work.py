@@ -24,7 +24,7 @@ from mmdata.batch import Batch, DecodedCache
 from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
-from mmdata.isolate import Journal, RowResult, StepTracker, compute_rows
+from mmdata.isolate import DeviceLost, Journal, RowResult, StepTracker, compute_rows, raise_not_opened
 from mmdata.stage import Failed, Stage
 from mmdata.store import Store
 from mmdata.survivors import (
@@ -56,6 +56,7 @@ class PassContext:
     steps: tuple[BoundStep, ...]
     begin: int
     threads: int = 1
+    run: str = ""  # the run whose workers do it; empty where the worker is the run's own process
 
     @property
     def sets(self) -> dict[int, str]:
@@ -132,9 +133,16 @@ class _Buffer:
 
 
 def run_pass(
-    context: PassContext, shard: int, rows_file: str, files: Mapping[str, ColumnFile], engine: FilterEngine
+    context: PassContext,
+    shard: int,
+    rows_file: str,
+    files: Mapping[str, ColumnFile],
+    engine: FilterEngine,
+    proven: frozenset[str] = frozenset(),
 ) -> PassResult:
     """Compute what this pass still lacks for one shard, commit it, and say where the rows stand.
+
+    `proven` names the sets of which some row is known to have succeeded elsewhere.
 
     Rows that an earlier run or pass covered are not touched; where nothing is missing no media is read and no stage
     is opened. Every set of the pass has a column file for the shard afterwards, if only with `uncovered` rows.
@@ -142,7 +150,7 @@ def run_pass(
     view = ShardView(context.store, shard, rows_file, context.sets, files)
     before = walk(view, context.steps[: context.begin], engine, start(view))
     mine = context.steps[context.begin :]
-    job = _ShardJob(context, view, mine, engine)
+    job = _ShardJob(context, view, mine, engine, proven)
     if walk(view, mine, engine, before, final=False).missing:
         job.compute(before)
     job.commit()
@@ -181,9 +189,14 @@ class _ShardJob:
     """The computing of one pass over one shard."""
 
     def __init__(
-        self, context: PassContext, view: ShardView, steps: Sequence[BoundStep], engine: FilterEngine
+        self,
+        context: PassContext,
+        view: ShardView,
+        steps: Sequence[BoundStep],
+        engine: FilterEngine,
+        proven: frozenset[str],
     ) -> None:
-        self.context, self.view, self.steps, self.engine = context, view, steps, engine
+        self.context, self.view, self.steps, self.engine, self.proven = context, view, steps, engine, proven
         self.work = {b.step.position: StepWork() for b in steps}
         self.buffers: dict[str, _Buffer] = {}
         self.files: dict[str, ColumnFile] = {}
@@ -198,24 +211,30 @@ class _ShardJob:
         """Rows in chunks; those a dead worker was busy with come last, alone, after the others are committed."""
         folder = journal_folder(self.context.dataset_id)
         self._journals = {
-            name: Journal(folder / f"{name}-{self.view.shard:05d}.json") for name in self.buffers
+            name: Journal(folder / f"{name}-{self.view.shard:05d}.json", self.context.run) for name in self.buffers
         }
-        suspected = {r for journal in self._journals.values() for r in (*journal.suspects, *journal.deaths)}
         rows = np.flatnonzero(before.alive)
-        alone = np.array([r for r in rows if int(self._ids[r]) in suspected], np.int64)
+        suspects = {r for journal in self._journals.values() for r in (*journal.suspects, *journal.deaths)}
+        killers = {r for journal in self._journals.values() for r in journal.deaths}
+        alone = [int(r) for r in rows if int(self._ids[r]) in suspects]
+        # Rows that have killed a worker alone come after those that may be innocent, whose values are then committed.
+        tried = [[r for r in alone if (int(self._ids[r]) in killers) is again] for again in (False, True)]
         try:
-            for chunk in self._chunks(np.setdiff1d(rows, alone)):
+            for chunk in self._chunks(np.setdiff1d(rows, np.array(alone, np.int64))):
                 self._run_chunk(before, chunk)
-            if len(alone):
-                self.commit()
-            for row in alone:
-                self._run_chunk(before, np.array([row]))
-                for journal in self._journals.values():
-                    journal.clear(int(self._ids[row]))
-        except BaseException:
+            for some in tried:
+                if some:
+                    self.commit()
+                for row in some:
+                    self._run_chunk(before, np.array([row]))
+            self.commit()
+            for journal in self._journals.values():
+                journal.clear([int(self._ids[r]) for r in alone])
+        except BaseException as error:
             # What is computed stays computed, whatever stops the shard (Ctrl-C, a lost device, a broken stage).
             for journal in self._journals.values():
-                journal.end()
+                if not isinstance(error, DeviceLost):
+                    journal.end()
             self.commit()
             raise
 
@@ -294,8 +313,9 @@ class _ShardJob:
         for first in range(0, len(rows), size):
             some = rows[first : first + size]
             batch = Batch(self.view.gather(bound.step.inputs, some), cache, [position_of[int(r)] for r in some])
-            journal.begin(self._ids[some].tolist())
-            stage, tracker = _opened(bound)
+            stage, tracker = _opened(bound, journal)
+            tracker.has_succeeded |= bound.set_name in self.proven
+            journal.begin(self._ids[some].tolist(), bound.step.name)
             results = compute_rows(stage, contract, batch, tracker)
             journal.end()
             for row, result in zip(some, results, strict=True):
@@ -328,7 +348,7 @@ class _ShardJob:
 _open_stages: dict[str, tuple[Stage[Any], StepTracker]] = {}
 
 
-def _opened(bound: BoundStep) -> tuple[Stage[Any], StepTracker]:
+def _opened(bound: BoundStep, journal: Journal) -> tuple[Stage[Any], StepTracker]:
     """The stage of a column set, opened once per worker process."""
     if bound.set_name not in _open_stages:
         operator = bound.step.operator
@@ -337,7 +357,11 @@ def _opened(bound: BoundStep) -> tuple[Stage[Any], StepTracker]:
         stage = operator(bound.step.options)
         stage.batch_shape = bound.resolved.batch_shape
         stage.precision = bound.resolved.precision
-        stage.open(bound.resolved.device)
+        journal.opening(bound.step.name)
+        try:
+            stage.open(bound.resolved.device)
+        except Exception as error:
+            raise_not_opened(bound.step.name, error)
         tracker = StepTracker(bound.step.name, opened=1)
         _open_stages[bound.set_name] = (stage, tracker)
     return _open_stages[bound.set_name]

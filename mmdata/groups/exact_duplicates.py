@@ -68,7 +68,7 @@ def _codes(rows: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArra
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:
         raise RecipeError(
-            f"exact_duplicates: column {name!r} is of type {column.type}, which cannot be compared; name text or numbers"
+            f"exact_duplicates: column {name!r} is of type {column.type} and cannot be compared; name text or numbers"
         ) from None
     chunks = [np.asarray(c.indices.fill_null(0), np.int64) for c in encoded.chunks]
     codes = np.concatenate(chunks) if chunks else np.zeros(0, np.int64)

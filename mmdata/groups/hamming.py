@@ -7,7 +7,7 @@ block-permutation index). A larger k means more sorts and shorter runs; it is ch
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -124,10 +124,10 @@ def _masks(rows: int, radius: int) -> list[np.uint64]:
 
     def cost(kept: int) -> float:
         sorts = comb(radius + kept, kept)
-        run = rows / 2.0 ** (64 * kept / (radius + kept))
+        run: float = rows / 2.0 ** (64 * kept / (radius + kept))
         return sorts * (_SORT_COST + run)
 
     kept = min(range(1, min(4, 64 - radius) + 1), key=cost)
     edges = np.linspace(0, 64, radius + kept + 1).round().astype(int).tolist()
-    blocks = [(1 << high) - (1 << low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    blocks = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
     return [np.uint64(sum(chosen)) for chosen in combinations(blocks, kept)]

@@ -1,14 +1,15 @@
 """CLIP models through open_clip: what a model wants to see, its weights, and its two encoders.
 
-What can be known without torch is read from open_clip's configuration files, so that a recipe is proved without it.
+What a plan must know is read from open_clip's configuration files, without open_clip or torch. Checkpoints are loaded
+as plain tensors, never unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,6 @@ import numpy.typing as npt
 
 from mmdata.batch import pad_rows
 from mmdata.errors import MissingExtra, RecipeError
-from mmdata.registry import nearest
 from mmdata.stage import Pixels, Weights
 
 __all__ = ["LOCAL_FOLDER", "ClipModel", "Precision", "bring_weights", "image_size", "weights_of"]
@@ -26,6 +26,217 @@ __all__ = ["LOCAL_FOLDER", "ClipModel", "Precision", "bring_weights", "image_siz
 Floats = npt.NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16"]
 
-LOCAL_FOLDER = "local-dir:"  # open_clip's own prefix for a folder with open_clip_config.json and a checkpoint
+LOCAL_FOLDER = "local-dir:"  # open_clip's own prefix for a folder that holds open_clip_config.json and a checkpoint
 _CONFIG = "open_clip_config.json"
-_CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
+_CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_FITS = {"shortest": "center_crop", "squash": "stretch"}
+_INSTALL = "pip install 'mmdata[clip]'"
+
+
+def image_size(model: str) -> int | None:
+    """Side in px of the square the model sees; None when open_clip is not installed here.
+
+    RecipeError for an architecture that open_clip does not have, or that sees oblong pictures.
+    """
+    config = _model_config(model)
+    if config is None:
+        return None
+    size = config.get("vision_cfg", {}).get("image_size", 224)
+    sides = set(size) if isinstance(size, list) else {size}
+    if len(sides) != 1:
+        raise RecipeError(f"score_clip: model {model} sees pictures of {size} px, and only square ones are supported")
+    return int(sides.pop())
+
+
+def _model_config(model: str) -> dict[str, Any] | None:
+    if model.startswith(LOCAL_FOLDER):
+        path = Path(model.removeprefix(LOCAL_FOLDER)) / _CONFIG
+        return dict(_read_config(path, f"score_clip: model {model} needs the file {path}").get("model_cfg", {}))
+    # Finding the package runs none of its code; its configurations are files beside it.
+    found = find_spec("open_clip")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "model_configs"
+    path = folder / f"{model.replace('/', '-')}.json"
+    known = sorted(p.stem for p in folder.glob("*.json"))
+    if path.stem not in known:
+        raise RecipeError(
+            f"score_clip: open_clip has no model {model!r}; {_near(path.stem, known)}; a model of your own is a folder "
+            f"with {_CONFIG} and a checkpoint, written {LOCAL_FOLDER}PATH"
+        )
+    return _read_config(path, f"score_clip: {path.name} of open_clip")
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=3, cutoff=0.5) or ["ViT-B-32", "ViT-L-14"]
+    return f"near: {', '.join(close)}"
+
+
+def _read_config(path: Path, what: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{what}, which cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise RecipeError(f"{what}, which holds no JSON object")
+    return config
+
+
+def weights_of(model: str, pretrained: str) -> tuple[Weights, ...]:
+    """The files that decide the model's numbers: the checkpoint, and the configuration of a local folder.
+
+    A tag's checkpoint has no fingerprint until `bring_weights`. RecipeError when a local folder has no checkpoint, or
+    more than one.
+    """
+    if model.startswith(LOCAL_FOLDER):
+        folder = Path(model.removeprefix(LOCAL_FOLDER))
+        found = [p for pattern in _CHECKPOINTS for p in sorted(folder.glob(pattern))]
+        if len(found) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise RecipeError(f"score_clip: {folder} must hold exactly one checkpoint, but holds {names}")
+        return _local("config", folder / _CONFIG), _local("clip", found[0])
+    if _is_path(pretrained):
+        return (_local("clip", Path(pretrained)),)
+    return (Weights("clip"),)
+
+
+def _is_path(pretrained: str) -> bool:
+    """A tag has neither a slash nor an extension."""
+    return "/" in pretrained or Path(pretrained).suffix in {p.removeprefix("*") for p in _CHECKPOINTS}
+
+
+def _local(name: str, path: Path) -> Weights:
+    if not path.is_file():
+        raise RecipeError(f"score_clip: there is no file {path}; give an open_clip tag or the path of a checkpoint")
+    return Weights(name, fingerprint=_sha256(path), path=str(path), size_bytes=path.stat().st_size)
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    """Size and time are arguments so that a file that changed is read again."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def bring_weights(model: str, pretrained: str) -> dict[str, str]:
+    """Download what a tag names, unless open_clip's cache has it; weights name → sha256. Empty for local files.
+
+    RecipeError for a tag the model does not have; MissingExtra when it cannot be downloaded.
+    """
+    if model.startswith(LOCAL_FOLDER) or _is_path(pretrained):
+        return {}
+    return {"clip": _sha256(Path(_checkpoint(model, pretrained)))}
+
+
+def _checkpoint(model: str, pretrained: str) -> str:
+    """Path of the checkpoint of a tag or path, downloaded when it is not there yet."""
+    if _is_path(pretrained):
+        return pretrained
+    import open_clip
+
+    name = model.replace("/", "-")
+    config = open_clip.get_pretrained_cfg(name, pretrained)
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise RecipeError(f"score_clip: model {model} has no weights called {pretrained!r}; open_clip knows: {tags}")
+    try:
+        return str(open_clip.download_pretrained(config))
+    except Exception as error:  # noqa: BLE001  hub clients raise anything; it becomes one sentence
+        command = f"python -c \"import open_clip; open_clip.create_model('{name}', pretrained='{pretrained}')\""
+        detail = " ".join(str(error).split())[:200]
+        raise MissingExtra(
+            f"score_clip: the weights {pretrained} of {model} are not here and cannot be downloaded ({detail}); where "
+            f"there is a network, type: {command}, or give the path of a checkpoint as `pretrained`"
+        ) from None
+
+
+class ClipModel:
+    """Both encoders of one checkpoint. `rows` pictures or texts go through at a time, padded to that number.
+
+    RecipeError when the checkpoint was trained on pictures prepared in another way than `pixels`.
+    """
+
+    def __init__(
+        self, model: str, pretrained: str, pixels: Pixels, precision: Precision, device: str, rows: int
+    ) -> None:
+        import open_clip
+        import torch
+
+        self._rows, self._device = rows, device
+        given = {} if model.startswith(LOCAL_FOLDER) else {"pretrained": pretrained}
+        if given:
+            _checkpoint(model, pretrained)
+        self._model = open_clip.create_model(
+            model, **given, precision=precision, device=device, weights_only=True, require_pretrained=True
+        ).eval()
+        self._tokenizer = open_clip.get_tokenizer(model)
+        preprocess = open_clip.get_model_preprocess_cfg(self._model)
+        _require_same_pictures(model, preprocess, pixels)
+        # float32 as torchvision's ToTensor and Normalize compute: x / 255, then (x - mean) / std.
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(preprocess["mean"], device=device).reshape(shape)
+        self._std = torch.tensor(preprocess["std"], device=device).reshape(shape)
+        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        if precision == "fp32":
+            # The short cut of newer GPUs keeps 10 bits of a float's 23.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def images(self, pictures: npt.NDArray[np.uint8]) -> Floats:
+        """(N, S, S, 3) uint8 RGB → (N, D) float32 of length 1."""
+        import torch
+
+        def encode(some: npt.NDArray[np.uint8]) -> Any:
+            planes = torch.from_numpy(np.array(some)).to(self._device).permute(0, 3, 1, 2).contiguous()
+            normalised = (planes.float() / 255 - self._mean) / self._std
+            return self._model.encode_image(normalised.to(self._dtype))
+
+        return self._in_batches(pictures, encode)
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """(N, D) float32 of length 1; a text is cut where the model's context ends."""
+        import torch
+
+        tokens = self._tokenizer(list(texts)).numpy() if texts else np.zeros((0, 1), np.int64)
+        return self._in_batches(tokens, lambda some: self._model.encode_text(torch.from_numpy(some).to(self._device)))
+
+    def warm_up(self, size: int) -> None:
+        """One full batch through each encoder: what does not fit in memory fails here."""
+        self.images(np.zeros((self._rows, size, size, 3), np.uint8))
+        self.texts([""] * self._rows)
+
+    def _in_batches(self, inputs: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], Any]) -> Floats:
+        import torch
+
+        found = []
+        for first in range(0, len(inputs), self._rows):
+            some = inputs[first : first + self._rows]
+            with torch.inference_mode():
+                features = encode(pad_rows(some, self._rows)).float()
+                unit = torch.nn.functional.normalize(features, dim=-1)
+            found.append(unit.cpu().numpy()[: len(some)])
+        return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+
+
+def _require_same_pictures(model: str, preprocess: dict[str, Any], pixels: Pixels) -> None:
+    size = preprocess["size"]
+    side = size[0] if isinstance(size, tuple | list) else size
+    fit = _FITS.get(preprocess["resize_mode"])
+    if fit is None:
+        raise RecipeError(
+            f"score_clip: model {model} was trained on pictures resized by {preprocess['resize_mode']!r}, which is not "
+            f"supported; choose another model"
+        )
+    wanted = Pixels(side, fit, preprocess["interpolation"])  # type: ignore[arg-type]
+    if wanted != pixels:
+        raise RecipeError(
+            f"score_clip: model {model} was trained on other pictures than the options say; set image_size: {side}, "
+            f"fit: {fit}, resample: {wanted.resample}"
+        )

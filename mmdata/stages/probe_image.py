@@ -36,9 +36,7 @@ class ProbeImage(Stage[NoOptions]):
     version = 1
     label = "image_probe"
     reads = ("image", "original_width_px", "original_height_px")
-    writes = (
-        "aspect_ratio: float64, brightness: float32, entropy: float32, sharpness: float32, colourfulness: float32"
-    )
+    writes = "aspect_ratio: float64, brightness: float32, entropy: float32, sharpness: float32, colourfulness: float32"
     pixels = (Pixels(),)
 
     def compute(self, batch: Batch) -> Columns:

@@ -20,7 +20,7 @@ from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, 
 __all__ = ["ScoreConse", "ScoreConseOptions"]
 
 _PIXELS = Pixels(size=CLASSIFIER_SIZE, fit="pad", resample="bilinear")
-_ROWS = 32
+_ROWS = 16
 _TOP = 10  # classes that make up a picture's embedding; Norouzi et al.'s T
 
 
@@ -72,13 +72,14 @@ class ScoreConse(Stage[ScoreConseOptions]):
         )
 
     def open(self, device: str) -> None:
-        """Load both models, run one full batch through each and embed the class names."""
+        """Load both models and run one full batch through each."""
         rows = self.batch_shape or _ROWS
         self._classifier = ImageClassifier(device, rows)
-        self._encoder = SentenceEncoder(device, rows)
+        self._encoder = SentenceEncoder(device, max(1, rows // 2))
         self._classifier.probabilities(np.zeros((rows, CLASSIFIER_SIZE, CLASSIFIER_SIZE, 3), np.uint8))
         self._encoder.warm_up()
-        self._classes = self._encoder.embeddings([f"a photo of a {name}" for name in imagenet_class_names()])
+        self._names = imagenet_class_names()
+        self._classes = np.full((len(self._names), SentenceEncoder.SIZE), np.nan)
 
     def compute(self, batch: Batch) -> Columns:
         """One cosine per row that has a caption."""
@@ -98,9 +99,15 @@ class ScoreConse(Stage[ScoreConseOptions]):
         probabilities = self._classifier.probabilities(pictures).astype(np.float64)
         top = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]
         weights = np.take_along_axis(probabilities, top, axis=1)
+        self._embed_classes(np.unique(top))
         # Summed class by class, so that a row's bits do not depend on how many rows there are.
         mixed = np.zeros((len(pictures), SentenceEncoder.SIZE))
         for place in range(_TOP):
             mixed += weights[:, place : place + 1] * self._classes[top[:, place]]
         unit: npt.NDArray[np.float64] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
         return unit
+
+    def _embed_classes(self, classes: npt.NDArray[np.int64]) -> None:
+        """Fill in the name embeddings that are asked for the first time: a small set needs a part of the thousand."""
+        new = classes[np.isnan(self._classes[classes, 0])]
+        self._classes[new] = self._encoder.embeddings([f"a photo of a {self._names[i]}" for i in new])
