@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,10 +14,12 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from mmdata import registry
+from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
 from mmdata.errors import RecipeError
+from mmdata.recipe import json_schema
 from mmdata.stage import Contract, Group, Operator
 
-__all__ = ["describe", "markdown_table", "recipe_folder", "shipped_recipe", "shipped_recipes", "table"]
+__all__ = ["describe", "generated", "markdown_table", "recipe_folder", "shipped_recipe", "shipped_recipes", "table"]
 
 
 def _contract(operator: type[Operator[Any]]) -> Contract | None:
@@ -55,6 +59,20 @@ def markdown_table() -> str:
         reads_, writes_ = (", ".join(f"`{c}`" for c in text.split(", ") if c) for text in (reads, writes))
         lines.append(f"| `{name}` | {shape} | {summary} | {reads_} | {writes_} |")
     return "\n".join(lines)
+
+
+def generated() -> dict[str, str]:
+    """The files under `schemas/`, name → text: JSON Schema of a recipe, and the columns of base rows and verdicts."""
+    described = {
+        "recipe.schema.json": json_schema(),
+        "base_rows.json": _columns([*BASE_COLUMNS, *media_reference("image")]),
+        "verdicts.json": _columns(VERDICT_COLUMNS),
+    }
+    return {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in described.items()}
+
+
+def _columns(columns: Iterable[Column]) -> list[dict[str, str]]:
+    return [{"name": c.name, "arrow_type": str(c.type), "unit": c.unit, "meaning": c.meaning} for c in columns]
 
 
 def describe(name: str) -> str:

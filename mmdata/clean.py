@@ -7,21 +7,24 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from mmdata.errors import StoreError
 from mmdata.lease import Lease, ProcessId, lease_holder
+from mmdata.ledger import dataset_document
 from mmdata.local_disk import TEMPORARY
 from mmdata.scratch import stale_scratch
 from mmdata.store import Store
+from mmdata.work import journal_folder
 
 __all__ = ["clean", "unreferenced"]
 
 
 def clean(store: Store, *, dry_run: bool = False) -> list[tuple[str, int]]:
-    """Remove what `unreferenced` lists, and scratch folders of dead processes on this host; returns (name, bytes).
+    """Remove what `unreferenced` lists, and what dead processes left in this host's scratch; returns (name, bytes).
 
     `dry_run` only lists. StoreError, and nothing is removed, while another process holds the dataset.
     """
@@ -34,13 +37,21 @@ def clean(store: Store, *, dry_run: bool = False) -> list[tuple[str, int]]:
         except ValueError as error:
             raise StoreError(f"current.json of {store.url} does not read as JSON ({error}); restore it") from error
         found = unreferenced(store, current)
-        scratch = [(path, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())) for path in stale_scratch()]
+        left = [*stale_scratch(), *_journals(store)]
+        scratch = [(path, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())) for path in left]
         if not dry_run:
             for name, _ in found:
                 store.remove(name)
             for path, _ in scratch:
                 shutil.rmtree(path, ignore_errors=True)
     return found + [(str(path), size) for path, size in scratch]
+
+
+def _journals(store: Store) -> list[Path]:
+    """The folder of this dataset's journals on this host, if there is one: whoever kept them is done or dead."""
+    document = dataset_document(store)
+    folder = None if document is None else journal_folder(document.id)
+    return [folder] if folder is not None and folder.is_dir() else []
 
 
 @contextlib.contextmanager

@@ -54,9 +54,10 @@ def demo(
 
     Example: mmdata demo
     """
+    kind = _runner(runner)
     from mmdata.demo import run_demo
 
-    raise typer.Exit(run_demo(runner=_runner(runner), out=out))
+    raise typer.Exit(run_demo(runner=kind, out=out))
 
 
 @app.command()

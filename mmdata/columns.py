@@ -17,6 +17,7 @@ __all__ = [
     "RESERVED_NAMES",
     "ROWS_PER_SHARD_BITS",
     "STATUSES",
+    "VERDICT_COLUMNS",
     "VERDICT_SCHEMA",
     "Column",
     "base_schema",
@@ -117,12 +118,12 @@ def row_id(shard: int, index: int) -> int:
     return (shard << ROWS_PER_SHARD_BITS) + index
 
 
-VERDICT_SCHEMA = pa.schema(
-    [
-        pa.field("row_id", pa.int64()),
-        pa.field("verdict", pa.string()),  # kept, dropped or failed
-        pa.field("step", pa.int16()),  # position in the recipe from 1, 0 = ingest, NULL = kept
-        pa.field("step_name", pa.string()),  # NULL = kept
-        pa.field("reason", pa.string()),  # <filter>, <filter>:null, <filter>:error or an error kind; NULL = kept
-    ]
+VERDICT_COLUMNS: tuple[Column, ...] = (
+    Column("row_id", pa.int64(), "", "as in the base rows, in the same order; never NULL"),
+    Column("verdict", pa.string(), "", "kept, dropped or failed; never NULL"),
+    Column("step", pa.int16(), "", "position in the recipe of the step where the row left, 0 = ingest; NULL = kept"),
+    Column("step_name", pa.string(), "", "name of that step; NULL = kept"),
+    Column("reason", pa.string(), "", "<filter>, <filter>:null, <filter>:error, or an error kind; NULL = kept"),
 )
+
+VERDICT_SCHEMA = pa.schema([pa.field(c.name, c.type) for c in VERDICT_COLUMNS])

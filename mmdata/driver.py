@@ -21,7 +21,6 @@ from mmdata.column_files import ColumnFile, shard_name
 from mmdata.errors import BudgetError, RecipeError, RetryableError, StoreError
 from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
-from mmdata.isolate import DeviceLost, DeviceOutOfMemory
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
@@ -29,6 +28,7 @@ from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool
 from mmdata.preflight import Proved
 from mmdata.progress import Progress, Step
 from mmdata.recipe import document_of
+from mmdata.repeats import Repeats
 from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
 from mmdata.run_record import write_record
 from mmdata.store import Store
@@ -39,8 +39,6 @@ __all__ = ["Report", "RunOptions", "execute"]
 
 BUDGET_FROM_ROWS = 200
 TRANSIENT_ROUNDS = 2
-DEATHS_OF_INGEST = 3
-DEATHS_OF_PASS = 200  # each death makes the journal narrower, so this is never reached by bad rows alone
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,7 @@ class _Driver:
         self.by_status: Counter[str] = Counter()
         self.media_reads = 0
         self.ingest_seconds = 0.0
-        self._deaths: Counter[str] = Counter()
-        self._out_of_memory: set[str] = set()
+        self._repeats = Repeats(self.store, self.files, self.bound)
         self._engine = FilterEngine()
         self._pool: Pool | None = None
         self._contexts: dict[str, Any] = {}
@@ -185,9 +182,14 @@ class _Driver:
             self.bound.append(BoundStep(step, name, document, full, resolved))
             self.files.setdefault(name, self.store.coverage(name))
         threads = max(1, os.cpu_count() or 1) if self.options.runner == "inline" else 1
-        context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads)
+        context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads, self._worker_run)
         self._contexts[f"pass {number}"] = context
         return context
+
+    @property
+    def _worker_run(self) -> str:
+        """The run that workers write into their journals; inline there are none, and a death is the run's own."""
+        return "" if self.options.runner == "inline" else self.id
 
     def _sets(self) -> dict[int, str]:
         return {b.step.position: b.set_name for b in self.bound if b.set_name}
@@ -254,8 +256,11 @@ class _Driver:
             finished = self.pool.wait()
             if self.lease.lost.is_set():
                 raise StoreError(f"this run has lost its lease on {self.store.url}; another run may have taken it over")
-            if self._must_repeat(finished):
-                self.pool.submit(finished.item, finished.node)
+            repeat = self._repeats.again(finished)
+            if repeat is not None:
+                if isinstance(finished.error, RetryableError):
+                    self.pool.recycle()  # the worker lives, and its device is in doubt
+                self.pool.submit(repeat, finished.node)
                 continue
             flying[finished.item.kind] -= 1
             yield finished
@@ -280,33 +285,6 @@ class _Driver:
             steps.append(bound)
         return replace(context, steps=tuple(steps))
 
-    def _must_repeat(self, finished: Finished) -> bool:
-        """Whether the item is to run again, because its worker died or its device failed; other errors are raised."""
-        item = finished.item
-        if finished.died is not None or isinstance(finished.error, DeviceLost):
-            self._deaths[item.name] += 1
-            limit = DEATHS_OF_PASS if item.kind == "pass" else DEATHS_OF_INGEST
-            if self._deaths[item.name] >= limit:
-                cause = finished.died or finished.error
-                raise RetryableError(
-                    f"the {item.name} lost its worker {limit} times ({cause}); the same command resumes"
-                )
-            if finished.error is not None:
-                self.pool.recycle()
-            return True
-        if isinstance(finished.error, DeviceOutOfMemory):
-            if item.name in self._out_of_memory:
-                raise RetryableError(
-                    f"{finished.error}, also after a restart; free the device, or choose a smaller batch_shape or "
-                    "precision with --set steps.<name>.…, which computes that step's column set anew"
-                )
-            self._out_of_memory.add(item.name)
-            self.pool.recycle()
-            return True
-        if finished.error is not None:
-            raise finished.error
-        return False
-
     # Ingest
 
     def _to_fetch(self, document: DatasetDocument) -> Iterator[Item]:
@@ -315,7 +293,9 @@ class _Driver:
         if source["shards"] is not None and source["shards"] <= len(self.rows):
             return
         recipe = self.plan.recipe
-        self._contexts["ingest"] = IngestContext(self.store, recipe.source.kind, recipe.fetch)
+        self._contexts["ingest"] = IngestContext(
+            self.store, document.id, recipe.source.kind, recipe.fetch, self._worker_run
+        )
         self._fetched_shards = 0
         for shard, table in enumerate(recipe.source.tables(recipe.fetch.shard_rows)):
             self._fetched_shards = shard + 1

@@ -24,6 +24,7 @@ import pyarrow as pa
 from mmdata import __version__
 from mmdata.columns import base_schema, row_id
 from mmdata.errors import StoreError
+from mmdata.ingest_journal import IngestJournal
 from mmdata.media import image
 from mmdata.media.http import Client, Fetched, HttpLimits
 from mmdata.media.tar import TarAppender
@@ -88,11 +89,13 @@ def ingest_shard(
     fetch: FetchOptions,
     attempt: str,
     tick: Callable[[int], None] | None = None,
+    journal: IngestJournal | None = None,
 ) -> IngestCounts:
     """Fetch and store the rows of one shard; commits `media/<shard>-<attempt>.tar`, then `rows/<shard>.g0.parquet`.
 
     `table` has `url` and `caption` and the source's extra columns, and optionally `uid`, the source's own name of each
-    row. `attempt` is unique to this call. `tick` is told how many more rows are done, from this thread. When the
+    row. `attempt` is unique to this call. `tick` is told how many more rows are done, from this thread. With a
+    `journal`, a picture that killed its worker twice has status `decode` and the detail `worker_died`. When the
     rows file exists (another attempt won, or this shard was done before), its counts are returned and nothing is
     fetched or changed. Raises StoreError (disk, folder) and RetryableError (no network at all); a bad row never raises.
     """
@@ -101,15 +104,19 @@ def ingest_shard(
     if store.exists(rows_name):
         return _counts(store.read_table(rows_name), started)
     tar_name = f"media/{shard_name(shard)}-{attempt}.tar"
+    urls = table.column("url").to_pylist()
     with store.scratch() as folder:
-        work = _ShardWork(shard, table.column("url").to_pylist(), fetch, folder / "media.tar", tick or (lambda _: None))
-        _run(work.fetch_all())
+        with journal or nullcontext():
+            work = _ShardWork(shard, urls, fetch, folder / "media.tar", tick or (lambda _: None), journal)
+            _run(work.fetch_all())
         rows = _base_rows(shard, table, source_kind, fetch, work.found, tar_name)
         if any(found.offset is not None for found in work.found) and not store.commit(tar_name, work.tar_path):
             raise StoreError(f"{tar_name} exists in {store.url} already: attempt {attempt!r} was used twice")
         write_parquet(rows, folder / "rows.parquet")
         if not store.commit(rows_name, folder / "rows.parquet"):
             rows = store.read_table(rows_name)
+    if journal is not None:
+        journal.forget()
     return _counts(rows, started)
 
 
@@ -127,13 +134,20 @@ class _ShardWork:
     """The fetching of one shard in one event loop: `concurrency` workers take rows in input order."""
 
     def __init__(
-        self, shard: int, urls: list[str | None], fetch: FetchOptions, tar_path: Path, tick: Callable[[int], None]
+        self,
+        shard: int,
+        urls: list[str | None],
+        fetch: FetchOptions,
+        tar_path: Path,
+        tick: Callable[[int], None],
+        journal: IngestJournal | None,
     ) -> None:
         self.tar_path = tar_path
         self._urls = urls
         self._fetch = fetch
         self._shard = shard
         self._tick = tick
+        self._journal = journal
         self._found: list[_Found | None] = [None] * len(urls)
 
     @property
@@ -147,7 +161,10 @@ class _ShardWork:
         try:
             with TarAppender(self.tar_path) as tar:
                 async with Client(_limits(self._fetch)) as client:
-                    todo = iter(enumerate(self._urls))
+                    # Pictures that were in a decoder when a worker died go first, one at a time.
+                    alone = self._journal.suspects if self._journal is not None else []
+                    await self._worker(((index, self._urls[index]) for index in alone), client, pool, tar)
+                    todo = ((index, url) for index, url in enumerate(self._urls) if self._found[index] is None)
                     workers = min(self._fetch.concurrency, len(self._urls))
                     await _together([self._worker(todo, client, pool, tar) for _ in range(workers)])
         finally:
@@ -165,7 +182,7 @@ class _ShardWork:
         if fetched.data is None:
             return _Found(fetched, Prepared(fetched.status, fetched.detail))
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(pool, prepare, fetched.data, self._fetch)
+        prepared = await loop.run_in_executor(pool, self._prepare, index, fetched.data)
         found = _Found(_without_data(fetched), _without_data(prepared))
         if prepared.data is not None:
             key = key_of(self._shard, index, self._fetch.shard_rows)
@@ -177,6 +194,15 @@ class _ShardWork:
                     "a larger disk, then the same command goes on"
                 ) from error
         return found
+
+    def _prepare(self, index: int, data: bytes) -> Prepared:
+        """`prepare`, with the journal kept: what a decoder does to the process is then known to be this row's."""
+        if self._journal is None:
+            return prepare(data, self._fetch)
+        if index in self._journal.given_up:
+            return Prepared("decode", "worker_died", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        with self._journal.decoding(index):
+            return prepare(data, self._fetch)
 
 
 def prepare(data: bytes, fetch: FetchOptions) -> Prepared:

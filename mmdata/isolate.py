@@ -44,7 +44,18 @@ DEATHS_OPENING = 3  # so many deaths while a stage was opened are not the rows' 
 RowResult = dict[str, Any] | Failed
 
 
-class DeviceOutOfMemory(RetryableError):
+class _OfStep(Exception):
+    """An error that knows its step, also after a journey between processes."""
+
+    def __init__(self, message: str, step: str) -> None:
+        super().__init__(message, step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DeviceOutOfMemory(_OfStep, RetryableError):
     """The accelerator ran out of memory after `open` had proved the shape: the worker is restarted once."""
 
 
@@ -52,7 +63,7 @@ class DeviceLost(RetryableError):
     """The accelerator reports an error that outlives the call: the worker is restarted."""
 
 
-class FailsEverywhere(ContractError):
+class FailsEverywhere(_OfStep, ContractError):
     """No row of the step has succeeded on this worker; the driver knows whether one has on another."""
 
 
@@ -159,7 +170,8 @@ def _suspect_stage(stage: Stage[Any], contract: Contract, tracker: StepTracker, 
     if not tracker.has_succeeded:
         raise FailsEverywhere(
             f"step {tracker.name} failed on every row it tried ({tracker.singles_failed} of them alone), last with "
-            f"{detail}; mend the stage or its options and run again"
+            f"{detail}; mend the stage or its options and run again",
+            tracker.name,
         )
     tracker.singles_failed = 0
     if tracker.good is not None:
@@ -198,7 +210,7 @@ def _raise_if_device(step: str, error: Exception) -> None:
     names = {c.__name__ for c in type(error).__mro__}
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "OutOfMemoryError" in names:
-        raise DeviceOutOfMemory(f"step {step}: the accelerator is out of memory ({text})") from error
+        raise DeviceOutOfMemory(f"step {step}: the accelerator is out of memory ({text})", step) from error
     if "AcceleratorError" in names or "CUDA error" in text or "CUBLAS_STATUS" in text:
         raise DeviceLost(f"step {step}: the accelerator failed ({text})") from error
 

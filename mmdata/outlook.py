@@ -21,7 +21,7 @@ from mmdata.group_work import GroupJob
 from mmdata.plan import PlannedStep, Resolved, base_identity, identity
 from mmdata.preflight import Proved
 from mmdata.resolve import resolved_before
-from mmdata.survivors import BoundStep, ShardView, is_covered, walk
+from mmdata.survivors import PERMANENT, BoundStep, ShardView, walk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +118,7 @@ def _left(
         alive = walk(view, before, engine).alive
     except StoreError:  # an earlier set has no file for the shard: every row may come
         alive = np.ones(len(view), bool)
-    return int((alive & ~is_covered(view.reasons(named.set_name))).sum())
+    return int((alive & (view.columns(named.set_name).codes > PERMANENT)).sum())
 
 
 def render(proved: Proved, outlook: Outlook, console: Console) -> None:
@@ -128,7 +128,7 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
 
     recipe = proved.plan.recipe
     console.print(Text(f"{recipe.name}: {recipe.source.path} → {proved.store.url}"))
-    shards = "not read yet" if outlook.shards_expected is None else f"{outlook.shards_expected} shards"
+    shards = "not read to its end yet" if outlook.shards_expected is None else f"{outlook.shards_expected} shards"
     console.print(Text(f"list: {shards}; ingested: {outlook.rows:,} rows in {outlook.shards} shards"))
     table = Table(show_edge=False, header_style="bold")
     for title in ("", "step", "kind", "reads", "adds", "left to compute"):
@@ -137,7 +137,7 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
         step = item.step
         reads = [i.visible for i in step.inputs] + (["image"] if step.media else [])
         adds = [visible for _, visible in step.outputs]
-        cells = (str(step.position), step.name, step.kind, ", ".join(reads), ", ".join(adds), _left_words(item))
+        cells = (str(step.position), step.name, step.kind, ", ".join(reads), ", ".join(adds), _left_words(item, outlook))
         table.add_row(*(Text(c) for c in cells))
     console.print(table)
     for warning in proved.plan.warnings:
@@ -151,9 +151,11 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
         console.print(Text(f"free disk there: {shutil.disk_usage(folder).free / 1e9:.1f} GB"))
 
 
-def _left_words(item: StepOutlook) -> str:
+def _left_words(item: StepOutlook, outlook: Outlook) -> str:
     if item.step.kind == "filter":
         return ""
-    if item.rows_left is None:
+    if item.rows_left is None or not outlook.shards:
         return "all rows that reach it"
+    if outlook.shards_expected != outlook.shards:
+        return f"up to {item.rows_left:,} rows, and those not fetched yet"
     return f"{'up to ' if item.is_bound and item.rows_left else ''}{item.rows_left:,} rows"

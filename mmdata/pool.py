@@ -14,11 +14,13 @@ import pyarrow as pa
 from mmdata.column_files import ColumnFile
 from mmdata.filters import FilterEngine
 from mmdata.ingest import ingest_shard
+from mmdata.ingest_journal import IngestJournal
+from mmdata.isolate import DeviceLost, DeviceOutOfMemory, raise_not_opened
 from mmdata.plan import PlannedStep, Resolved
 from mmdata.settings import FetchOptions
 from mmdata.stage import Stage
 from mmdata.store import Store
-from mmdata.work import PassContext, close_stages, run_pass
+from mmdata.work import PassContext, close_stages, journal_folder, run_pass
 
 __all__ = ["Finished", "IngestContext", "InlinePool", "Item", "Pool", "perform", "resolve_stage"]
 
@@ -30,8 +32,10 @@ class IngestContext:
     """What every shard of one source shares."""
 
     store: Store
+    dataset_id: str
     source_kind: str
     fetch: FetchOptions
+    run: str = ""  # as in PassContext
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Item:
     rows_file: str = ""
     files: Mapping[str, ColumnFile] = field(default_factory=dict)
     on_actor: bool = False  # the pass keeps a model open
+    proven: frozenset[str] = frozenset()  # sets of which some row has succeeded in another item
 
     @property
     def name(self) -> str:
@@ -97,13 +102,19 @@ def perform(context: Any, item: Item) -> Any:
     if item.kind == "ingest":
         assert item.rows is not None
         assert isinstance(context, IngestContext)
-        return ingest_shard(context.store, item.shard, item.rows, context.source_kind, context.fetch, item.attempt)
+        journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
+        kind, fetch = context.source_kind, context.fetch
+        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, journal=journal)
     if item.kind == "resolve":
         return resolve_stage(*context)
     assert isinstance(context, PassContext)
     if _engine is None:
         _engine = FilterEngine()
-    return run_pass(context, item.shard, item.rows_file, item.files, _engine)
+    try:
+        return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven)
+    except (DeviceLost, DeviceOutOfMemory):
+        close_stages()  # whichever process takes the item next opens them anew
+        raise
 
 
 def resolve_stage(step: PlannedStep, device: str) -> Resolved:
@@ -123,9 +134,9 @@ def resolve_stage(step: PlannedStep, device: str) -> Resolved:
         try:
             stage.open(device)
             break
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  raised again, as whose it is
             if "OutOfMemoryError" not in {c.__name__ for c in type(error).__mro__} or shape == 1:
-                raise
+                raise_not_opened(step.name, error)
             shape //= 2
         finally:
             stage.close()

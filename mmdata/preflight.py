@@ -5,6 +5,7 @@ In: a recipe. Out: a `Proved`, or one clear error. Nothing is written here.
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ def prove(recipe: Recipe) -> Proved:
     if recipe.export is not None:
         Target(recipe.export.path, store).require_free()
     fingerprint = recipe.source.fingerprint()
+    if store.is_local and os.path.exists(store.root) and not os.path.isdir(store.root):
+        raise RecipeError(f"dataset {store.url} is a file; name a folder")
     found = dataset_document(store)
     if found is not None:
         _require_same(recipe, store, found, fingerprint)

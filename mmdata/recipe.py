@@ -87,6 +87,8 @@ def _read_step(position: int, step: Any) -> Iterable[OperatorStep | FilterStep]:
     where = f"step {position}"
     if isinstance(step, OperatorStep | FilterStep):
         return [step]
+    if step == "filter":
+        return _read_filters(where, None)
     if isinstance(step, str):
         return [OperatorStep(operator=_known(where, step))]
     if not isinstance(step, Mapping) or len(step) != 1:
@@ -135,7 +137,18 @@ def _short(value: Any) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, where plain YAML would silently keep the last."""
+    """Safe YAML that refuses a key written twice, where plain YAML would silently keep the last.
+
+    And `*alias` of a list or mapping, which can grow without bound, or hold itself; one of a plain value is fine.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+                problem = f"*{event.anchor} stands for a list or mapping; write it out"
+                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -163,9 +176,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse(text, where=str(path), overrides=overrides)
 
 
-def parse(
-    recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overrides: Sequence[str] = ()
-) -> Recipe:
+def parse(recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from YAML text or a mapping; `where` begins every error message."""
     if isinstance(recipe, Recipe):
         return recipe
@@ -187,7 +198,11 @@ def _from_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(f"{place}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        if isinstance(error, yaml.reader.ReaderError) and isinstance(error.position, int):
+            before = text[: error.position]
+            place = f"line {before.count(chr(10)) + 1}: "
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise RecipeError(f"{place}not valid YAML: {problem}") from None
     except RecursionError:
         raise RecipeError("not valid YAML: nested too deeply") from None
 
@@ -339,6 +354,7 @@ def json_schema() -> dict[str, Any]:
         options = registry.operator(name).options_type.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(options.pop("$defs", {}))
         options["properties"] = {**options.get("properties", {}), **step_keys}
+        options["type"] = ["object", "null"]
         choices.append(_one_key(name, options))
     expressions = {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}
     choices.append(_one_key("filter", expressions))

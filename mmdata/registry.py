@@ -59,7 +59,7 @@ def maker(column: str) -> str | None:
         try:
             found = operator(name)
             writes = found.contract(found.options_type()).writes.names
-        except (ValidationError, MmdataError, ImportError):  # an option is required, or weights are not there
+        except (ValidationError, MmdataError):  # an option is required, or weights are not there
             continue
         if column in writes:
             return name

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.column_files import UNCOVERED, ColumnFile
 from mmdata.columns import VERDICT_SCHEMA
@@ -22,7 +23,21 @@ from mmdata.filters import FilterEngine
 from mmdata.plan import Input, PlannedStep, Resolved
 from mmdata.store import Store
 
-__all__ = ["BoundStep", "ShardView", "Walk", "is_covered", "rows_digest", "start", "step_counts", "verdicts", "walk"]
+__all__ = [
+    "COMPUTED",
+    "PERMANENT",
+    "TRANSIENT",
+    "BoundStep",
+    "Columns",
+    "Committed",
+    "ShardView",
+    "Walk",
+    "rows_digest",
+    "start",
+    "step_counts",
+    "verdicts",
+    "walk",
+]
 
 Mask = npt.NDArray[np.bool_]
 STILL_IN = -1
@@ -39,9 +54,47 @@ class BoundStep:
     resolved: Resolved = field(default_factory=Resolved)
 
 
-def is_covered(reasons: npt.NDArray[np.object_]) -> Mask:
-    """True where a reason (None, a word, `uncovered` or `!kind`) stands for a value or a permanent error."""
-    return np.fromiter((r is None or (r != UNCOVERED and not r.startswith("!")) for r in reasons), bool, len(reasons))
+# What a column set knows of a row, as codes: a walk over many rows looks at these, not at words.
+COMPUTED, PERMANENT, TRANSIENT, NOT_COVERED = 0, 1, 2, 3
+
+
+class Columns(Protocol):
+    """One column set of one shard, committed or being computed."""
+
+    codes: npt.NDArray[np.int8]  # (N,) COMPUTED, PERMANENT, TRANSIENT or NOT_COVERED
+
+    def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
+        """The values of a column for the rows at these indexes."""
+
+    def reasons(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        """Their reasons: None, an error kind, `!kind` or `uncovered`."""
+
+
+class Committed:
+    """A column set as it stands in the dataset; `table` None = no file for this shard yet."""
+
+    def __init__(self, table: pa.Table | None, rows: int) -> None:
+        self.table = table
+        self.codes = np.full(rows, NOT_COVERED, np.int8)
+        if table is not None:
+            reason = table.column("reason")
+            self.codes[:] = PERMANENT if reason.null_count < rows else COMPUTED
+            if reason.null_count < rows:
+                self.codes[pc.is_null(reason).to_numpy()] = COMPUTED
+                self.codes[pc.fill_null(pc.starts_with(reason, "!"), False).to_numpy()] = TRANSIENT
+                self.codes[pc.fill_null(pc.equal(reason, UNCOVERED), False).to_numpy()] = NOT_COVERED
+
+    def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
+        """See `Columns`; StoreError when nothing is committed."""
+        if self.table is None:
+            raise StoreError(f"column {own} is read before it was computed; run the recipe again")
+        return self.table.column(own).take(pa.array(rows))
+
+    def reasons(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        """See `Columns`."""
+        if self.table is None:
+            return np.full(len(rows), UNCOVERED, object)
+        return np.asarray(self.table.column("reason").take(pa.array(rows)).to_numpy(zero_copy_only=False))
 
 
 class ShardView:
@@ -59,8 +112,7 @@ class ShardView:
         self._rows_file = rows_file
         self._files = dict(files)
         self._base: dict[str, pa.ChunkedArray] = {}
-        self._tables: dict[str, pa.Table | None] = {}
-        self._reasons: dict[str, npt.NDArray[np.object_]] = {}
+        self._columns: dict[str, Columns] = {}
         self._read_base(("row_id", "status"))
 
     def __len__(self) -> int:
@@ -82,30 +134,19 @@ class ShardView:
         self._read_base(names)
         return pa.table({n: self._base[n] for n in names})
 
-    def table(self, set_name: str) -> pa.Table | None:
-        """The set's columns for this shard, proved to be the same rows; None when nothing is computed yet."""
-        if set_name not in self._tables:
+    def columns(self, set_name: str) -> Columns:
+        """The set's columns for this shard; what is committed is proved to be the same rows."""
+        if set_name not in self._columns:
             file = self._files.get(set_name)
             table = None if file is None else self.store.read_table(file.name)
             if table is not None and not np.array_equal(table.column("row_id").to_numpy(), self.row_ids):
                 raise StoreError(f"{file.name if file else set_name} does not have the rows of {self._rows_file}")
-            self._tables[set_name] = table
-        return self._tables[set_name]
+            self._columns[set_name] = Committed(table, len(self))
+        return self._columns[set_name]
 
-    def replace_table(self, set_name: str, table: pa.Table) -> None:
-        """Use these columns from now on (they have just been computed)."""
-        self._tables[set_name] = table
-        self._reasons.pop(set_name, None)
-
-    def reasons(self, set_name: str) -> npt.NDArray[np.object_]:
-        """(N,) object: None, an error kind, `!kind` or `uncovered`."""
-        if set_name not in self._reasons:
-            table = self.table(set_name)
-            if table is None:
-                self._reasons[set_name] = np.full(len(self), UNCOVERED, object)
-            else:
-                self._reasons[set_name] = table.column("reason").to_numpy(zero_copy_only=False)
-        return self._reasons[set_name]
+    def replace(self, set_name: str, columns: Columns) -> None:
+        """Read the set from here from now on (it is being computed)."""
+        self._columns[set_name] = columns
 
     def gather(self, inputs: Sequence[Input], rows: npt.NDArray[np.int64]) -> pa.Table:
         """row_id and the inputs under their visible names, for the rows at these indexes."""
@@ -116,10 +157,7 @@ class ShardView:
             if item.made_by is None:
                 columns[item.visible] = self._base[item.own].take(indexes)
             else:
-                table = self.table(self.sets[item.made_by])
-                if table is None:
-                    raise StoreError(f"shard {self.shard}: {item.visible} was not computed before it is read")
-                columns[item.visible] = table.column(item.own).take(indexes)
+                columns[item.visible] = self.columns(self.sets[item.made_by]).take(item.own, rows)
         return pa.table(columns)
 
 
@@ -174,24 +212,22 @@ def walk(
         if bound.step.kind == "filter":
             apply_filter(view, bound, engine, state, rows)
             continue
-        reasons = view.reasons(bound.set_name)[rows]
-        undone = np.fromiter(
-            (r == UNCOVERED or (not final and r is not None and r.startswith("!")) for r in reasons), bool, len(reasons)
-        )
+        codes = view.columns(bound.set_name).codes[rows]
+        undone = (codes == NOT_COVERED) | (codes == TRANSIENT if not final else False)
         if undone.any():
             state.missing[position] = rows[undone]
             return state
-        take_failed(bound, state, rows, reasons)
+        take_failed(view, bound, state, rows)
     return state
 
 
-def take_failed(
-    bound: BoundStep, state: Walk, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.object_]
-) -> None:
+def take_failed(view: ShardView, bound: BoundStep, state: Walk, rows: npt.NDArray[np.int64]) -> None:
     """The rows a stage or group failed go, unless its step says `on_error: keep`."""
     if bound.step.on_error == "drop":
-        failed = np.fromiter((r is not None for r in reasons), bool, len(reasons))
-        state.take_out(rows[failed], bound.step.position, reasons[failed])
+        columns = view.columns(bound.set_name)
+        failed = rows[columns.codes[rows] != COMPUTED]
+        if len(failed):
+            state.take_out(failed, bound.step.position, columns.reasons(failed))
 
 
 def apply_filter(
@@ -210,7 +246,7 @@ def input_coverage(view: ShardView, step: PlannedStep, rows: npt.NDArray[np.int6
     """True where every column set the step reads has a value or a permanent error."""
     covered = np.ones(len(rows), bool)
     for position in {i.made_by for i in step.inputs if i.made_by is not None}:
-        covered &= is_covered(view.reasons(view.sets[position])[rows])
+        covered &= view.columns(view.sets[position]).codes[rows] <= PERMANENT
     return covered
 
 

@@ -21,19 +21,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmdata.batch import Batch, DecodedCache
-from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
+from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
 from mmdata.isolate import DeviceLost, Journal, RowResult, StepTracker, compute_rows, raise_not_opened
 from mmdata.stage import Failed, Stage
 from mmdata.store import Store
 from mmdata.survivors import (
+    COMPUTED,
+    PERMANENT,
+    TRANSIENT,
     BoundStep,
+    Committed,
     ShardView,
     Walk,
     apply_filter,
     input_coverage,
-    is_covered,
     start,
     step_counts,
     take_failed,
@@ -97,39 +100,59 @@ class _Buffer:
     def __init__(self, view: ShardView, bound: BoundStep) -> None:
         contract = bound.step.contract
         assert contract is not None
+        before = view.columns(bound.set_name)
+        assert isinstance(before, Committed)
         self.bound = bound
         self.changed = False
-        self.committed = view.table(bound.set_name) is not None
-        self._view = view
+        self.committed = before.table is not None
+        self.codes = before.codes.copy()
+        self._before = before
+        self._row_ids = view.row_ids
         self._schema = contract.writes
         self._values: dict[str, list[Any]] = {}
-        self.reasons = view.reasons(bound.set_name).copy()
-
-    @property
-    def covered(self) -> npt.NDArray[np.bool_]:
-        return is_covered(self.reasons)
+        self._reasons: list[str | None] = []
 
     def _load(self) -> None:
-        if not self._values:
-            table = self._view.table(self.bound.set_name)
-            rows = len(self._view)
-            self._values = {
-                name: [None] * rows if table is None else table.column(name).to_pylist() for name in self._schema.names
-            }
+        if not self._reasons:
+            rows, table = len(self._row_ids), self._before.table
+            empty = [None] * rows
+            names = self._schema.names
+            self._values = {n: empty.copy() if table is None else table.column(n).to_pylist() for n in names}
+            self._reasons = [UNCOVERED] * rows if table is None else table.column("reason").to_pylist()
 
     def put(self, row: int, result: RowResult) -> None:
+        """What was computed for the row at this index."""
         self._load()
         self.changed = True
-        failed = isinstance(result, Failed)
-        self.reasons[row] = result.reason if isinstance(result, Failed) else None
+        if isinstance(result, Failed):
+            self._reasons[row] = result.reason
+            self.codes[row] = TRANSIENT if result.transient else PERMANENT
+            for values in self._values.values():
+                values[row] = None
+            return
+        self._reasons[row], self.codes[row] = None, COMPUTED
         for name, values in self._values.items():
-            values[row] = None if failed else result[name]  # type: ignore[index]
+            values[row] = result[name]
+
+    def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
+        """See `survivors.Columns`."""
+        if self._before.table is not None and not self._reasons:
+            return self._before.take(own, rows)
+        self._load()
+        values = self._values[own]
+        return pa.array([values[r] for r in rows.tolist()], self._schema.field(own).type)
+
+    def reasons(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+        """See `survivors.Columns`."""
+        self._load()
+        return np.array([self._reasons[r] for r in rows.tolist()], object)
 
     def table(self) -> pa.Table:
+        """As a column file holds it."""
         self._load()
         columns = [pa.array(self._values[f.name], f.type) for f in self._schema]
         names = ["row_id", *self._schema.names, "reason"]
-        return pa.table([pa.array(self._view.row_ids), *columns, pa.array(list(self.reasons), pa.string())], names)
+        return pa.table([pa.array(self._row_ids), *columns, pa.array(self._reasons, pa.string())], names)
 
 
 def run_pass(
@@ -179,9 +202,9 @@ def _result(view: ShardView, steps: Sequence[BoundStep], state: Walk, work: dict
     for bound in steps:
         if bound.set_name:
             was_in = state.alive | (state.left >= bound.step.position)
-            reasons = [r for r in view.reasons(bound.set_name)[was_in] if r is not None]
-            work[bound.step.position].failed = len(reasons)
-            work[bound.step.position].transient = sum(r.startswith("!") for r in reasons)
+            codes = view.columns(bound.set_name).codes[was_in]
+            work[bound.step.position].failed = int((codes != COMPUTED).sum())
+            work[bound.step.position].transient = int((codes == TRANSIENT).sum())
     return PassResult(view.shard, len(view), int(state.alive.sum()), work)
 
 
@@ -206,6 +229,7 @@ class _ShardJob:
         for bound in steps:
             if bound.set_name and bound.set_name not in self.buffers:
                 self.buffers[bound.set_name] = _Buffer(view, bound)
+                view.replace(bound.set_name, self.buffers[bound.set_name])
 
     def compute(self, before: Walk) -> None:
         """Rows in chunks; those a dead worker was busy with come last, alone, after the others are committed."""
@@ -268,14 +292,13 @@ class _ShardJob:
             if not len(rows):
                 break
             if bound.step.kind == "filter":
-                self._publish_to_view(bound)
                 apply_filter(self.view, bound, self.engine, state, rows)
                 continue
             buffer = self.buffers[bound.set_name]
-            needed = rows[~buffer.covered[rows]]
+            needed = rows[buffer.codes[rows] > PERMANENT]
             if len(needed):
                 self._run_stage(bound, buffer, needed, cache, position_of)
-            take_failed(bound, state, rows, buffer.reasons[rows])
+            take_failed(self.view, bound, state, rows)
         if cache is not None:
             self.reads += cache.reads
             self.decodes += cache.decodes
@@ -283,13 +306,6 @@ class _ShardJob:
     def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
         table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))
         return DecodedCache(table, self.context.store.read_range, self.context.threads)
-
-    def _publish_to_view(self, bound: BoundStep) -> None:
-        """Let a filter see the columns it reads that this pass has computed so far."""
-        for position in {i.made_by for i in bound.step.inputs if i.made_by is not None}:
-            buffer = self.buffers.get(self.view.sets[position])
-            if buffer is not None and (buffer.changed or self.view.table(self.view.sets[position]) is None):
-                self.view.replace_table(self.view.sets[position], buffer.table())
 
     def _run_stage(
         self,
@@ -302,7 +318,6 @@ class _ShardJob:
         began = time.perf_counter()
         contract = bound.step.contract
         assert contract is not None
-        self._publish_to_view(bound)
         work = self.work[bound.step.position]
         ready = input_coverage(self.view, bound.step, rows)
         for row in rows[~ready]:
@@ -341,7 +356,6 @@ class _ShardJob:
                 table = buffer.table()
                 base = ColumnFooter.of(canonical_json(dict(buffer.bound.document)))
                 self.files[name] = publish_columns(self.context.store, name, self.view.shard, table, base)
-                self.view.replace_table(name, table)
                 buffer.changed, buffer.committed = False, True
 
 
@@ -360,7 +374,7 @@ def _opened(bound: BoundStep, journal: Journal) -> tuple[Stage[Any], StepTracker
         journal.opening(bound.step.name)
         try:
             stage.open(bound.resolved.device)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  raised again, as whose it is
             raise_not_opened(bound.step.name, error)
         tracker = StepTracker(bound.step.name, opened=1)
         _open_stages[bound.set_name] = (stage, tracker)

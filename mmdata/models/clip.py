@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 LOCAL_FOLDER = "local-dir:"  # open_clip's own prefix for a folder that holds open_clip_config.json and a checkpoint
 _CONFIG = "open_clip_config.json"
-_CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 _FITS = {"shortest": "center_crop", "squash": "stretch"}
 _INSTALL = "pip install 'mmdata[clip]'"
 
@@ -87,12 +87,12 @@ def _read_config(path: Path, what: str) -> dict[str, Any]:
 def weights_of(model: str, pretrained: str) -> tuple[Weights, ...]:
     """The files that decide the model's numbers: the checkpoint, and the configuration of a local folder.
 
-    A tag's checkpoint has no fingerprint until `bring_weights`. RecipeError when a local folder has no checkpoint, or
-    more than one.
+    Local files are told by path, for the planner to fingerprint; a tag's checkpoint is fingerprinted by
+    `bring_weights`. RecipeError when a file is not there, or a local folder has no checkpoint or more than one.
     """
     if model.startswith(LOCAL_FOLDER):
         folder = Path(model.removeprefix(LOCAL_FOLDER))
-        found = [p for pattern in _CHECKPOINTS for p in sorted(folder.glob(pattern))]
+        found = [p for p in sorted(folder.iterdir()) if p.suffix in _CHECKPOINTS]
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise RecipeError(f"score_clip: {folder} must hold exactly one checkpoint, but holds {names}")
@@ -104,25 +104,13 @@ def weights_of(model: str, pretrained: str) -> tuple[Weights, ...]:
 
 def _is_path(pretrained: str) -> bool:
     """A tag has neither a slash nor an extension."""
-    return "/" in pretrained or Path(pretrained).suffix in {p.removeprefix("*") for p in _CHECKPOINTS}
+    return "/" in pretrained or Path(pretrained).suffix in (*_CHECKPOINTS, ".pt", ".npz")
 
 
 def _local(name: str, path: Path) -> Weights:
     if not path.is_file():
         raise RecipeError(f"score_clip: there is no file {path}; give an open_clip tag or the path of a checkpoint")
-    return Weights(name, fingerprint=_sha256(path), path=str(path), size_bytes=path.stat().st_size)
-
-
-def _sha256(path: Path) -> str:
-    stat = path.stat()
-    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
-    """Size and time are arguments so that a file that changed is read again."""
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return Weights(name, path=str(path), size_bytes=path.stat().st_size)
 
 
 def bring_weights(model: str, pretrained: str) -> dict[str, str]:
@@ -132,7 +120,8 @@ def bring_weights(model: str, pretrained: str) -> dict[str, str]:
     """
     if model.startswith(LOCAL_FOLDER) or _is_path(pretrained):
         return {}
-    return {"clip": _sha256(Path(_checkpoint(model, pretrained)))}
+    with open(_checkpoint(model, pretrained), "rb") as file:
+        return {"clip": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
 def _checkpoint(model: str, pretrained: str) -> str:
@@ -170,12 +159,7 @@ class ClipModel:
         import torch
 
         self._rows, self._device = rows, device
-        given = {} if model.startswith(LOCAL_FOLDER) else {"pretrained": pretrained}
-        if given:
-            _checkpoint(model, pretrained)
-        self._model = open_clip.create_model(
-            model, **given, precision=precision, device=device, weights_only=True, require_pretrained=True
-        ).eval()
+        self._model = _load(model, pretrained, precision, device).eval()
         self._tokenizer = open_clip.get_tokenizer(model)
         preprocess = open_clip.get_model_preprocess_cfg(self._model)
         _require_same_pictures(model, preprocess, pixels)
@@ -223,6 +207,28 @@ class ClipModel:
                 unit = torch.nn.functional.normalize(features, dim=-1)
             found.append(unit.cpu().numpy()[: len(some)])
         return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+
+
+def _load(model: str, pretrained: str, precision: Precision, device: str) -> Any:
+    import open_clip
+    import torch
+
+    # A tag is given as the tag, for it also says how pictures are prepared.
+    given = {} if model.startswith(LOCAL_FOLDER) else {"pretrained": pretrained}
+    if given:
+        _checkpoint(model, pretrained)
+    try:
+        return open_clip.create_model(
+            model, **given, precision=precision, device=device, weights_only=True, require_pretrained=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, ValueError, OSError, UnpicklingError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise RecipeError(
+            f"score_clip: the checkpoint {pretrained if given else model} is not one of tensors for this architecture "
+            f"({detail}); check `model` and `pretrained`"
+        ) from None
 
 
 def _require_same_pictures(model: str, preprocess: dict[str, Any], pixels: Pixels) -> None:

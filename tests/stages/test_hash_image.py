@@ -1,0 +1,100 @@
+"""The perceptual hash against imagehash on real pictures, and against hand arithmetic on synthetic ones."""
+
+from __future__ import annotations
+
+import io
+
+import imagehash
+import numpy as np
+import pytest
+import skimage
+import stamps
+from batches import make_batch, noise
+from PIL import Image
+
+from mmdata.stage import NoOptions
+from mmdata.stages.hash_image import HashImage
+
+
+def hashes(pictures: list[np.ndarray | bytes]) -> np.ndarray:
+    return np.asarray(HashImage(NoOptions()).compute(make_batch(pictures))["phash"])
+
+
+def reference(picture: Image.Image) -> int:
+    return int(str(imagehash.phash(picture)), 16)
+
+
+def on_white(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        rgba = opened.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    # paste, not alpha_composite: the two round half-transparent pixels differently
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white.convert("RGB")
+
+
+def photographs() -> list[Image.Image]:
+    names = ("astronaut", "coffee", "cat", "rocket", "camera", "coins", "page", "text", "moon", "clock", "chelsea")
+    found = [Image.fromarray(getattr(skimage.data, n)()).convert("RGB") for n in names]
+    rng = np.random.default_rng(5)
+    for picture in list(found):  # crops make more of them
+        for _ in range(6):
+            width, height = (int(rng.integers(side // 3, side)) for side in picture.size)
+            left, top = (int(rng.integers(0, whole - part)) for whole, part in zip(picture.size, (width, height)))
+            found.append(picture.crop((left, top, left + width, top + height)))
+    return found
+
+
+def test_equals_imagehash_on_real_pictures():
+    stored = [path.read_bytes() for path in sorted(stamps.STAMPS.rglob("*.png"))]
+    pictures = [on_white(data) for data in stored]
+    photos = photographs()
+    assert len(stored) > 780
+    assert len(photos) == 77
+    ours = hashes([*stored, *(np.asarray(p) for p in photos)])
+    theirs = np.array([reference(p) for p in [*pictures, *photos]], np.uint64)
+    distance = np.bitwise_count(ours ^ theirs)
+    assert (distance == 0).mean() >= 0.995
+    assert distance.max() <= 2
+
+
+def test_first_bit_is_the_highest():
+    # The first coefficient is the mean grey, above the median for any picture that is not black.
+    found = hashes([noise(40, 60, seed) for seed in range(5)])
+    assert (found >> np.uint64(63)).tolist() == [1] * 5
+
+
+def test_flat_pictures_hash_alike():
+    # All coefficients but the mean are 0, and so is the median: one bit for any grey, none for black.
+    found = hashes([np.full((50, 70, 3), grey, np.uint8) for grey in (1, 77, 255, 0)])
+    assert [hex(h) for h in found.tolist()] == ["0x8000000000000000"] * 3 + ["0x0"]
+
+
+def test_symmetric_picture_has_no_odd_frequencies():
+    # Mirrored left to right, every odd column of the 8 x 8 block is exactly 0: equal to each other, so all 0 bits or all
+    # 1 bits in the same way, whatever rounding does.
+    half = noise(64, 32, 3)
+    picture = np.concatenate([half, half[:, ::-1]], axis=1)
+    bits = np.array(list(f"{hashes([picture])[0]:064b}"), int).reshape(8, 8)
+    assert len(np.unique(bits[:, 1::2])) == 1
+
+
+@pytest.mark.parametrize("change", ["half size", "jpeg 60", "brighter"])
+def test_copies_stay_near_and_strangers_far(change: str):
+    originals = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.cat()]
+    copies = []
+    for original in originals:
+        picture = Image.fromarray(original)
+        if change == "half size":
+            picture = picture.resize((picture.width // 2, picture.height // 2))
+        elif change == "jpeg 60":
+            sink = io.BytesIO()
+            picture.save(sink, format="JPEG", quality=60)
+            picture = Image.open(io.BytesIO(sink.getvalue()))
+        else:
+            picture = picture.point(lambda v: int(v * 0.9 + 10))
+        copies.append(np.asarray(picture))
+    found = hashes([*originals, *copies])
+    between = np.bitwise_count(found[:3, None] ^ found[None, 3:])
+    assert np.diag(between).max() <= 4
+    assert between[~np.eye(3, dtype=bool)].min() >= 16

@@ -1,0 +1,204 @@
+"""CLIP scores against open_clip's own transform and forward pass, on a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import skimage
+import torch
+from batches import make_batch, noise
+from PIL import Image
+from tiny_clip import save_tiny_clip
+
+from mmdata.errors import MissingExtra, RecipeError
+from mmdata.models.clip import image_size
+from mmdata.stage import Pixels
+from mmdata.stages.score_clip import ScoreClip, ScoreClipOptions
+
+CAPTIONS = ["a cup of coffee", "", "a cat 🐈", "an astronaut " * 200, "naïve café\nterrace", "&amp; <b>bold</b>"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    data = skimage.data
+    return [data.coffee(), data.astronaut(), data.cat(), noise(48, 48, 1), noise(500, 49, 2), noise(30, 200, 3)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny")
+
+
+def opened(**options: object) -> ScoreClip:
+    stage = ScoreClip(ScoreClipOptions(**options))
+    stage.open("cpu")
+    return stage
+
+
+def score(stage: ScoreClip, pictures: list[np.ndarray], captions: list[str | None]) -> list[float | None]:
+    batch = make_batch(pictures, caption=pa.array(captions, pa.string()))
+    return stage.compute(batch)["clip_score"].to_pylist()
+
+
+def oracle(model_name: str, pictures: list[np.ndarray], captions: list[str]) -> list[float]:
+    """One pair at a time: open_clip's transform for PIL images, its tokenizer, its whole forward pass."""
+    model, _, transform = open_clip.create_model_and_transforms(model_name)
+    tokenizer = open_clip.get_tokenizer(model_name)
+    model.eval()
+    found = []
+    for picture, caption in zip(pictures, captions, strict=True):
+        with torch.no_grad():
+            answer = model(transform(Image.fromarray(picture))[None], tokenizer([caption]))
+        found.append(float((answer[0] * answer[1]).sum()))
+    return found
+
+
+def test_equals_open_clip(tiny: str, pictures: list[np.ndarray]):
+    found = score(opened(model=tiny), pictures, CAPTIONS)
+    assert found == pytest.approx(oracle(tiny, pictures, CAPTIONS), abs=1e-5)
+    assert np.ptp(found) > 0.01  # or the oracle could not tell pairs apart
+
+
+def test_equals_open_clip_with_stretched_bilinear_pictures(tmp_path: Path, pictures: list[np.ndarray]):
+    name = save_tiny_clip(tmp_path / "stretched", resize_mode="squash", interpolation="bilinear")
+    stage = opened(model=name, fit="stretch", resample="bilinear")
+    assert score(stage, pictures, CAPTIONS) == pytest.approx(oracle(name, pictures, CAPTIONS), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_lower_precisions_stay_within_their_tolerance(tiny: str, pictures: list[np.ndarray], precision: str):
+    found = score(opened(model=tiny, precision=precision), pictures, CAPTIONS)
+    tolerance = ScoreClip.contract(ScoreClipOptions(model=tiny, precision=precision)).tolerance
+    expected = oracle(tiny, pictures, CAPTIONS)
+    assert found == pytest.approx(expected, abs=tolerance)
+    assert found != expected
+
+
+def test_no_caption_is_no_score(tiny: str, pictures: list[np.ndarray]):
+    stage = opened(model=tiny)
+    assert score(stage, pictures[:3], [None, "a", None])[::2] == [None, None]
+    assert score(stage, pictures[:2], [None, None]) == [None, None]
+    assert score(stage, [], []) == []
+
+
+def test_more_rows_than_a_batch(tiny: str):
+    many = [noise(48, 48, seed) for seed in range(5)]
+    stage = ScoreClip(ScoreClipOptions(model=tiny))
+    stage.batch_shape = 2
+    stage.open("cpu")
+    assert score(stage, many, ["x"] * 5) == pytest.approx(oracle(tiny, many, ["x"] * 5), abs=1e-5)
+
+
+def test_size_comes_from_open_clips_configurations():
+    expected = {name: open_clip.get_model_config(name)["vision_cfg"]["image_size"] for name in open_clip.list_models()}
+    square = {n: s for n, s in expected.items() if not isinstance(s, list) or len(set(s)) == 1}
+    assert len(square) > 100
+    assert {name: image_size(name) for name in square} == {n: s[0] if isinstance(s, list) else s for n, s in square.items()}
+    assert ScoreClip.contract(ScoreClipOptions(model="ViT-L/14")).pixels == (Pixels(224),)
+
+
+def test_unknown_model_is_told_at_plan():
+    with pytest.raises(RecipeError, match=r"no model 'ViT-B-33'; near: .*ViT-B-32"):
+        ScoreClip.contract(ScoreClipOptions(model="ViT-B-33"))
+
+
+def test_weights_of_files_and_tags(tiny: str):
+    folder = Path(tiny.removeprefix("local-dir:"))
+    local = ScoreClip.contract(ScoreClipOptions(model=tiny)).weights
+    assert [(w.name, w.path) for w in local] == [
+        ("config", str(folder / "open_clip_config.json")),
+        ("clip", str(folder / "open_clip_model.pth")),
+    ]
+    (tag,) = ScoreClip.contract(ScoreClipOptions()).weights
+    assert (tag.fingerprint, tag.path) == (None, None)
+    with pytest.raises(RecipeError, match="no file nowhere/model.pt"):
+        ScoreClip.contract(ScoreClipOptions(pretrained="nowhere/model.pt"))
+    assert ScoreClip.resolve_weights(ScoreClipOptions(model=tiny)) == {}
+
+
+def test_folder_with_two_checkpoints(tiny: str, tmp_path: Path):
+    save_tiny_clip(tmp_path / "two")
+    (tmp_path / "two" / "other.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match="exactly one checkpoint, but holds open_clip_model.pth, other.safetensors"):
+        ScoreClip.contract(ScoreClipOptions(model=f"local-dir:{tmp_path / 'two'}"))
+
+
+def test_unknown_tag_and_missing_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with pytest.raises(RecipeError, match="no weights called 'datacomp'; open_clip knows: openai, "):
+        ScoreClip.resolve_weights(ScoreClipOptions(pretrained="datacomp"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingExtra, match=r"cannot be downloaded .* type: python -c .*create_model\('ViT-B-32'"):
+        ScoreClip.resolve_weights(ScoreClipOptions())
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ({"resize_mode": "squash"}, "set image_size: 48, fit: stretch, resample: bicubic"),
+        ({"interpolation": "bilinear"}, "set image_size: 48, fit: center_crop, resample: bilinear"),
+        ({"resize_mode": "longest"}, "resized by 'longest', which is not supported"),
+    ],
+)
+def test_pictures_prepared_in_another_way(tmp_path: Path, preprocess: dict[str, str], message: str):
+    name = save_tiny_clip(tmp_path / "other", **preprocess)
+    with pytest.raises(RecipeError, match=message):
+        opened(model=name)
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_checkpoint_that_is_a_pickle_is_not_run(tiny: str, tmp_path: Path):
+    config = Path(tiny.removeprefix("local-dir:")) / "open_clip_config.json"
+    (tmp_path / "open_clip_config.json").write_bytes(config.read_bytes())
+    torch.save({"state_dict": _Bomb(tmp_path / "ran")}, tmp_path / "open_clip_model.pth")
+    with pytest.raises(RecipeError, match="not one of tensors for this architecture"):
+        opened(model=f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_model.pth").write_bytes(pickle.dumps(_Bomb(tmp_path / "ran")))
+    with pytest.raises(RecipeError, match="not one of tensors for this architecture"):
+        opened(model=f"local-dir:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_architecture(tiny: str, tmp_path: Path):
+    folder = Path(tiny.removeprefix("local-dir:"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 96
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "open_clip_model.pth").write_bytes((folder / "open_clip_model.pth").read_bytes())
+    with pytest.raises(RecipeError, match="not one of tensors for this architecture"):
+        opened(model=f"local-dir:{tmp_path}")
+
+
+def test_built_in_architecture_with_a_checkpoint_path(tmp_path: Path):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = open_clip.create_model("ViT-S-32-alt")
+    path = tmp_path / "epoch_1.pt"
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    stage = ScoreClip(ScoreClipOptions(model="ViT-S-32-alt", pretrained=str(path)))
+    assert [w.path for w in stage.contract(stage.options).weights] == [str(path)]
+    stage.batch_shape = 2
+    stage.open("cpu")
+    picture = skimage.data.coffee()
+    _, _, transform = open_clip.create_model_and_transforms("ViT-S-32-alt")
+    model.eval()
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["coffee"])
+        answer = model(transform(Image.fromarray(picture))[None], tokens)
+    expected = float((answer[0] * answer[1]).sum())
+    assert score(stage, [picture], ["coffee"]) == [pytest.approx(expected, abs=1e-5)]

@@ -1,0 +1,266 @@
+"""Killed anywhere and started again, a run ends where an uninterrupted one does; readers never see anything torn.
+
+Kills are at events, not at times (`fixtures/killer`): the id of a test says which event, and which one of its kind.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from killing import RECIPE, SHARD_ROWS, Place, exported, picture_list, picture_server, samples, verdict_counts
+from server import BadServer
+
+import mmdata
+from mmdata.clean import clean
+from mmdata.errors import SourceError
+
+# In a run from nothing. Kinds: inside a temporary write, between tar and rows, between rows and columns, between two
+# column sets, in a group, at publish, in an export.
+FRESH = [
+    "fetch:append#20",
+    "media:half#2",
+    "media:done#2",
+    "rows:linked#3",
+    "rows:done#1",
+    "stage:after#3",
+    "probe_image:done#1",
+    "hash_image:half#2",
+    "group:computed#1",
+    "near_duplicates:done#2",
+    "verdicts:done#3",
+    "current.json:half#1",
+    "export:append#30",
+    "export:manifest#1",
+]
+# In a run of an edited recipe, over an answer and an export that stand.
+EDITED = [
+    "hash_image:linked#1",
+    "near_duplicates:unlinked#3",
+    "verdicts:half#2",
+    "current.json:put#1",
+    "export:append#9",
+    "export:aside#1",
+]
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What uninterrupted runs give: of the recipe, and of the edited recipe in a folder of its own."""
+
+    place: Place
+    files: dict[str, bytes]
+    rows: list[dict[str, Any]]
+    edited_files: dict[str, bytes]
+    edited_rows: list[dict[str, Any]]
+    events: Counter[str]
+    edited_events: Counter[str]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BadServer]:
+    with picture_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def truth(server: BadServer, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    plain, edited = Place(folder / "plain", picture_list(server)), Place(folder / "edited", picture_list(server))
+    edited.edit()
+    for place in (plain, edited):
+        assert place.command("--runner", "inline") == (0, "")
+    over = plain.copy(folder / "over")
+    over.edit()
+    assert over.command("--runner", "inline") == (0, "")
+    edited_files, edited_rows = exported(edited.shards), samples(edited.dataset)
+    # What the recipe lets through, counted by hand from fixtures/killing.py, so that no comparison below is of nothing:
+    # 60 rows less the 10 broken ones; every seventh picture from the third on is below 70 px in one.
+    rows = samples(plain.dataset)
+    assert verdict_counts(rows)["failed"] == verdict_counts(edited_rows)["failed"] == 10
+    assert verdict_counts(rows) != verdict_counts(edited_rows)
+    assert min(verdict_counts(rows)["kept"], verdict_counts(edited_rows)["kept"]) > 10
+    # An edit over what stands ends where the edited recipe does from nothing.
+    assert (exported(over.shards), samples(over.dataset)) == (edited_files, edited_rows)
+    return Truth(plain, exported(plain.shards), rows, edited_files, edited_rows, plain.events(), over.events())
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[Path]:
+    """A new folder for a place; meanwhile this process runs recipes in it too."""
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMDATA_SCRATCH", str(folder / "scratch"))
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with _inside(tmp_path / "here") as made:
+        yield made
+
+
+def _answer(place: Place) -> list[dict[str, Any]] | None:
+    """What readers see now; None before there is an answer."""
+    try:
+        ds = mmdata.open(place.dataset)
+    except SourceError:
+        assert not place.files() - {n for n in place.files() if ".tmp-" in n}
+        return None
+    return None if ds.current is None else samples(place.dataset)
+
+
+def _covered(place: Place) -> dict[str, int]:
+    """Column set → rows with a value or a permanent reason, counted with pyarrow from the newest file of each shard."""
+    newest: dict[tuple[str, str], tuple[int, Path]] = {}
+    for path in (place.dataset / "columns").glob("*/*.parquet"):
+        shard, number, _ = path.name.split(".")
+        key = (path.parent.name, shard)
+        newest[key] = max(newest.get(key, (-1, path)), (int(number[1:]), path))
+    found: Counter[str] = Counter()
+    for (name, _), (_, path) in newest.items():
+        reasons = pq.read_table(path, columns=["reason"]).column(0).to_pylist()
+        found[name] += sum(r is None or (r != "uncovered" and not r.startswith("!")) for r in reasons)
+    return dict(found)
+
+
+def _kill(place: Place, event: str) -> None:
+    code, _ = place.command("--runner", "inline", stop=f"{event}=kill")
+    assert place.was_stopped() == event
+    assert code == -signal.SIGKILL
+
+
+def _resume(place: Place, server: BadServer) -> None:
+    """The same run again: it ends, and does nothing twice that stood when the first one died."""
+    shards = [int(name.split("/")[1].split(".")[0]) for name in place.files("rows") if ".tmp-" not in name]
+    stored = {f"/p/{shard * SHARD_ROWS + n}" for shard in shards for n in range(SHARD_ROWS)}
+    before, hits = _covered(place), dict(server.hits)
+    mmdata.run(RECIPE, runner="inline")
+    assert [url for url in stored if server.hits[url] != hits.get(url, 0)] == []
+    record = json.loads(max((place.dataset / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime_ns).read_bytes())
+    after = _covered(place)
+    for step in record["steps"]:
+        if step["name"] != "near_duplicates" and step["set"]:
+            assert step["computed"] == after[step["set"]] - before.get(step["set"], 0), step["name"]
+
+
+def _loose(place: Place) -> set[str]:
+    """Files of the dataset that nothing names: temporary ones, tars, old column files, old verdicts."""
+    tars = set()
+    for path in (place.dataset / "rows").glob("*.parquet"):
+        tars.update(pq.read_table(path, columns=["image_path"]).column(0).to_pylist())
+    named = json.loads((place.dataset / "current.json").read_bytes())
+    verdicts = set(named["verdicts"])
+    newest = {name for files in named["sets"].values() for name in files}
+    found = {n for n in place.files() if ".tmp-" in n}
+    found |= place.files("media") - tars | place.files("verdicts") - verdicts
+    sets = {str(Path(name).parent) for name in newest}
+    return found | {n for n in place.files("columns") if str(Path(n).parent) in sets and n not in newest}
+
+
+def _settles(place: Place, server: BadServer, files: dict[str, bytes], rows: list[dict[str, Any]]) -> None:
+    """The dataset stands as an uninterrupted run leaves it, does nothing more, and loses its leftovers to `clean`."""
+    assert exported(place.shards) == files
+    assert samples(place.dataset) == rows
+    beside = {p.name for p in place.folder.iterdir()}
+    assert beside <= {"data", place.shards.name, "events", "events.go", "list.parquet", RECIPE, "scratch"}
+
+    stood, hits = place.files(), dict(server.hits)
+    again = mmdata.run(RECIPE, runner="inline").report
+    assert again is not None
+    assert not again.changed
+    assert (again.media_reads, sum(again.by_status.values())) == (0, 0)
+    assert [(w.computed, w.opened) for w in again.work.values()] == [(0, 0)] * len(again.work)
+    assert place.files() - stood == {f"runs/{again.run}.json"}
+    assert dict(server.hits) == hits
+
+    loose = _loose(place)
+    freed = {name for name, _ in clean(mmdata.open(place.dataset).store) if not name.startswith("/")}
+    assert freed == loose
+    assert _loose(place) == set()
+    left = [p for p in (place.folder / "scratch").rglob("*") if p.is_file()]
+    assert left == []
+    shutil.rmtree(place.shards)
+    mmdata.run(RECIPE, runner="inline")
+    assert exported(place.shards) == files
+    assert samples(place.dataset) == rows
+
+
+def _is_after_publish(event: str) -> bool:
+    """Whether current.json has been moved by then; the lease is written at the start and released at the end."""
+    return event.startswith(("current.json:put", "runs", "export")) or (event[:5] == "lease" and event[-2:] == "#2")
+
+
+def _killed_fresh(folder: Path, event: str, truth: Truth, server: BadServer) -> None:
+    place = Place(folder, truth.place.rows)
+    _kill(place, event)
+    assert _answer(place) == (truth.rows if _is_after_publish(event) else None)
+    assert not place.shards.exists() or exported(place.shards) == truth.files
+    _resume(place, server)
+    _settles(place, server, truth.files, truth.rows)
+
+
+def _killed_edited(folder: Path, event: str, truth: Truth, server: BadServer) -> None:
+    place = truth.place.copy(folder)
+    place.edit()
+    _kill(place, event)
+    assert _answer(place) == (truth.edited_rows if _is_after_publish(event) else truth.rows)
+    # The earlier export stands until the new one is whole; there is only an instant without either.
+    whole = [truth.edited_files] if "renamed" in event else [truth.files]
+    assert event == "export:aside#1" or exported(place.shards) in whole
+    _resume(place, server)
+    _settles(place, server, truth.edited_files, truth.edited_rows)
+
+
+@pytest.mark.parametrize("event", FRESH)
+def test_killed_in_a_run_from_nothing(
+    event: str, truth: Truth, server: BadServer, folder: Path
+) -> None:
+    _killed_fresh(folder, event, truth, server)
+
+
+@pytest.mark.parametrize("event", EDITED)
+def test_killed_in_a_run_of_an_edited_recipe(
+    event: str, truth: Truth, server: BadServer, folder: Path
+) -> None:
+    _killed_edited(folder, event, truth, server)
+
+
+def test_killed_again_and_again(truth: Truth, server: BadServer, folder: Path) -> None:
+    place = Place(folder, truth.place.rows)
+    # The second kill meets a row that is tried alone, because the first one died over its batch: one such death is
+    # no proof against the row.
+    for event in ("stage:before#1", "stage:before#1", "near_duplicates:done#1", "verdicts:done#1", "export:append#5"):
+        _kill(place, event)
+    assert place.command("--runner", "inline") == (0, "")
+    _settles(place, server, truth.files, truth.rows)
+
+
+def _draw(events: Counter[str], count: int, seed: int) -> list[str]:
+    every = sorted(f"{name}#{n}" for name, met in events.items() for n in range(1, met + 1))
+    return random.Random(seed).choices(every, k=count)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(20))
+def test_killed_anywhere(part: int, truth: Truth, server: BadServer, tmp_path: Path) -> None:
+    for number, event in enumerate(_draw(truth.events, 6, SEED + part)):
+        print(f"from nothing: {event}")
+        with _inside(tmp_path / f"fresh{number}") as folder:
+            _killed_fresh(folder, event, truth, server)
+    for number, event in enumerate(_draw(truth.edited_events, 4, SEED + part)):
+        print(f"edited: {event}")
+        with _inside(tmp_path / f"edited{number}") as folder:
+            _killed_edited(folder, event, truth, server)
