@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
@@ -13,6 +15,7 @@ from mmdata.errors import RecipeError, SourceError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from mmdata.dataset import Dataset, Story
 
@@ -20,12 +23,14 @@ __all__ = ["export_dataset", "render_story", "write_answer"]
 
 _TABLE_ROWS = 100
 _CELL = 60
+_PIPE_COLUMNS = 200  # where nobody's terminal sets a width
 
 
 def write_answer(dataset: Dataset, query: str, kind: str, out: TextIO) -> None:
     """Run a query and write its answer to `out`; SourceError with DuckDB's own first line when it is wrong.
 
-    `table` shows at most 100 rows, cells cut at 60 characters; csv, json (one object a line) and parquet are whole.
+    `table` shows at most 100 rows, cells cut at 60 characters, a block of lines a row where a line would be too long;
+    csv, json (one object a line) and parquet are whole.
     """
     if kind not in ("table", "csv", "json", "parquet"):
         raise RecipeError(f"--format {kind}: expected table, csv, json or parquet")
@@ -40,6 +45,8 @@ def write_answer(dataset: Dataset, query: str, kind: str, out: TextIO) -> None:
             _write_table(reader, out)
         else:
             _write_batches(reader, kind, out)
+    except pa.ArrowException as error:
+        raise SourceError(f"{kind} cannot hold this answer ({error}); CAST that column to VARCHAR") from None
     except duckdb.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SourceError(f"the query does not run: {' '.join(lines[:2])}") from None
@@ -51,42 +58,99 @@ def _write_batches(reader: pa.RecordBatchReader, kind: str, out: TextIO) -> None
 
     if kind == "json":
         for batch in reader:
-            out.writelines(json.dumps(row, default=_json, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+            out.writelines(_as_json(row) + "\n" for row in batch.to_pylist())
         return
     binary = out.buffer
     if kind == "csv":
-        with pyarrow.csv.CSVWriter(binary, reader.schema) as csv:
+        schema = pa.schema([pa.field(f.name, _csv_type(f.type)) for f in reader.schema])
+        with pyarrow.csv.CSVWriter(binary, schema) as csv:
             for batch in reader:
-                csv.write_batch(batch)
+                cells = [_csv_column(c, f.type) for c, f in zip(batch.columns, schema, strict=True)]
+                csv.write_batch(pa.record_batch(cells, schema=schema))
         return
     with pyarrow.parquet.ParquetWriter(binary, reader.schema) as parquet:
         for batch in reader:
             parquet.write_batch(batch)
 
 
-def _json(value: Any) -> Any:
+def _as_json(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: bytes as hex digits, NaN and infinities as null, times as text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Decimal):  # also DuckDB's HUGEINT, which sum() gives
+        return int(value) if value == value.to_integral_value() else float(value)
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def _csv_type(kind: pa.DataType) -> pa.DataType:
+    number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    floating = pa.types.is_floating(kind) and not pa.types.is_float16(kind)
+    moment = pa.types.is_temporal(kind) and not pa.types.is_interval(kind)
+    return kind if number or floating or moment or pa.types.is_string(kind) else pa.string()
+
+
+def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """As it is where CSV can hold it; else JSON text, for lists and structs, or plain text."""
+    if column.type == kind:
+        return column
+    values = [_plain(v) for v in column.to_pylist()]
+    return pa.array([v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], kind)
+
+
 def _write_table(reader: pa.RecordBatchReader, out: TextIO) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
+
+    shown: list[list[str]] = []
+    rows = 0
+    for batch in reader:
+        few = batch.slice(0, max(0, _TABLE_ROWS - len(shown)))
+        # By position: two columns of an answer may have one name.
+        shown += map(list, zip(*([_cell(v) for v in column.to_pylist()] for column in few.columns), strict=True))
+        rows += len(batch)
+    console = Console(file=out, highlight=False, soft_wrap=True, width=None if out.isatty() else _PIPE_COLUMNS)
+    names = reader.schema.names
+    widths = [max(cell_len(n), *(cell_len(row[i]) for row in shown), 0) for i, n in enumerate(names)]
+    if sum(widths) + 3 * len(widths) <= console.width:
+        console.print(_as_table(reader.schema, shown))
+    else:
+        _print_blocks(console, names, shown)
+    if rows > len(shown):
+        console.print(f"{rows - len(shown):,} more rows; use --format csv for all of them")
+
+
+def _as_table(schema: pa.Schema, rows: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_edge=False, header_style="bold")
-    for item in reader.schema:
-        is_number = pa.types.is_integer(item.type) or pa.types.is_floating(item.type)
+    for item in schema:
+        is_number = any(f(item.type) for f in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
         table.add_column(Text(item.name), justify="right" if is_number else "left", no_wrap=True)
-    shown = rows = 0
-    for batch in reader:
-        for row in batch.slice(0, max(0, _TABLE_ROWS - shown)).to_pylist():
-            table.add_row(*(Text(_cell(v)) for v in row.values()))
-            shown += 1
-        rows += len(batch)
-    console = Console(file=out, highlight=False, width=None if out.isatty() else 200)
-    console.print(table)
-    if rows > shown:
-        console.print(f"{rows - shown} more rows; use --format csv for all of them")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _print_blocks(console: Console, names: list[str], rows: list[list[str]]) -> None:
+    """A line a value, for rows too wide for a table."""
+    from rich.text import Text
+
+    widest = max(map(len, names))
+    for number, row in enumerate(rows, 1):
+        console.print(Text(f"row {number}", style="bold"))
+        for name, cell in zip(names, row, strict=True):
+            console.print(Text(f"  {name:<{widest}}  {cell}"))
 
 
 def _cell(value: Any) -> str:

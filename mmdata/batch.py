@@ -6,6 +6,7 @@ the chunk of rows is done. Arrays handed out are read-only, so that no stage can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,7 +46,7 @@ class DecodedCache:
     def has_media(self, row: int) -> bool:
         """Whether the row refers to an image at all."""
         paths = self._references.get("image_path")
-        return bool(paths) and paths[row] is not None
+        return paths is not None and paths[row] is not None
 
     def data(self, row: int) -> bytes:
         """The stored bytes of the row's image."""
@@ -81,6 +82,14 @@ class DecodedCache:
         if self._threads > 1 and len(missing) > 1:
             with ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(lambda r: self.error(r, pixels), missing))
+
+    def of(self, rows: Sequence[int]) -> DecodedCache:
+        """What these rows hold, and nothing of the others."""
+        kept = copy.copy(self)
+        kept._bytes = {r: v for r, v in self._bytes.items() if r in rows}
+        kept._pictures = {r: v for r, v in self._pictures.items() if r in rows}
+        kept._variants = {k: v for k, v in self._variants.items() if k[0] in rows}
+        return kept
 
     def error(self, row: int, pixels: Pixels) -> Exception | None:
         """What decoding this variant raises, or None."""
@@ -160,6 +169,10 @@ class Batch:
         chosen = list(indexes)
         table = self.table.take(pa.array(chosen, pa.int64()))
         return Batch(table, self.cache, [self.rows[i] for i in chosen])
+
+    def apart(self) -> Batch:
+        """The same rows with a cache that holds no other rows' pictures, to be kept for long."""
+        return Batch(self.table, self.cache and self.cache.of(self.rows), self.rows)
 
 
 def pad_rows(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from mmdata import registry
 from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
-from mmdata.errors import RecipeError
+from mmdata.errors import RecipeError, nearest
 from mmdata.recipe import json_schema
 from mmdata.stage import Contract, Group, Operator
 
@@ -122,5 +122,5 @@ def shipped_recipe(name: str) -> str:
     """The text of a shipped recipe; RecipeError with the nearest name when there is none."""
     found = _shipped()
     if name not in found:
-        raise RecipeError(f"no recipe is called {name!r}{registry.nearest(name, found)}")
+        raise RecipeError(f"no recipe is called {name!r}{nearest(name, found)}")
     return found[name].read_text(encoding="utf-8")

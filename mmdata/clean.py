@@ -51,7 +51,7 @@ def _journals(store: Store) -> list[Path]:
     """The folder of this dataset's journals on this host, if there is one: whoever kept them is done or dead."""
     document = dataset_document(store)
     folder = None if document is None else journal_folder(document.id)
-    return [folder] if folder is not None and folder.is_dir() else []
+    return [folder] if folder is not None and folder.is_dir() and any(folder.iterdir()) else []
 
 
 @contextlib.contextmanager

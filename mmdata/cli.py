@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="recipe, a YAM
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or pipe has no width, and 80 columns fold names
+    return console
 
 
 def _say(text: str) -> None:
@@ -50,7 +54,9 @@ def demo(
     runner: Runner = "ray",
     out: Annotated[str, typer.Option(help="folder for the demo's dataset and shards")] = "demo-out",
 ) -> None:
-    """Run the whole job on a small real picture set, served by this machine to itself.
+    """Run the whole job on a small picture set.
+
+    This machine serves the pictures to itself; nothing is fetched from elsewhere.
 
     Example: mmdata demo
     """
@@ -68,17 +74,20 @@ def run(
     workers: Workers = None,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    allow_mixed: Annotated[bool, typer.Option(help="let a column set be computed on two device classes")] = False,
-    sample: Annotated[int | None, typer.Option(min=1, help="try so many rows of the list in a temporary dataset")] = None,
-    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="let two device classes compute a set")] = False,
+    sample: Annotated[int | None, typer.Option(min=1, help="try so many rows of the list, keep nothing")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
 ) -> None:
-    """Build or go on with a recipe's dataset, then export it. Interrupted runs resume with the same command.
+    """Build or go on with a recipe's dataset, export it.
 
+    An interrupted run resumes with the same command.
+
+    \b
     Examples:
       mmdata run pets.yaml
       mmdata run pets.yaml --sample 500
       mmdata run pets.yaml --set "filters.aligned=clip_score >= 0.3"
-    """
+    """  # noqa: D301  the mark keeps lines as they are in --help
     from mmdata import dataset, funnel
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: finished work is kept
@@ -110,7 +119,9 @@ def run(
 
 @app.command()
 def plan(recipe: RecipePath, set_: Set = None) -> None:
-    """Prove a recipe and say what is left to do; computes and writes nothing.
+    """Prove a recipe, and say what is left to do.
+
+    Computes nothing and writes nothing.
 
     Example: mmdata plan pets.yaml
     """
@@ -124,7 +135,9 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
 
 @app.command()
 def show(dataset: Dataset) -> None:
-    """The funnel: rows in, kept, dropped and failed by reason, seconds per step.
+    """The funnel: what became of every row.
+
+    Rows in, kept, dropped by reason, failed by reason, and seconds per step.
 
     Example: mmdata show data/pets
     """
@@ -137,15 +150,18 @@ def show(dataset: Dataset) -> None:
 @app.command()
 def sql(
     dataset: Dataset,
-    query: Annotated[str, typer.Argument(help="DuckDB SQL over samples, rows, verdicts, runs, columns.<set>")],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="DuckDB SQL over samples, rows, verdicts, runs, columns.<set>")
+    ],
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
 ) -> None:
     """Ask the data a question.
 
+    \b
     Examples:
       mmdata sql data/pets "SELECT reason, count(*) FROM samples GROUP BY ALL ORDER BY 2 DESC"
       mmdata sql data/pets "SELECT * FROM samples WHERE verdict = 'kept'" --format parquet > kept.parquet
-    """
+    """  # noqa: D301  see run
     from mmdata.answers import write_answer
     from mmdata.dataset import open as open_dataset
 
@@ -153,7 +169,9 @@ def sql(
 
 
 @app.command()
-def why(dataset: Dataset, key: Annotated[str, typer.Argument(help="a sample's key, as in exports")]) -> None:
+def why(
+    dataset: Dataset, key: Annotated[str, typer.Argument(metavar="KEY", help="a sample's key, as in exports")]
+) -> None:
     """Why a sample was kept or is gone, step by step.
 
     Example: mmdata why data/pets 000000017
@@ -172,12 +190,13 @@ def export(
     shard_size: Annotated[str | None, typer.Option(help="largest shard, e.g. 1GB")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="most samples of a shard")] = None,
     columns: Annotated[str | None, typer.Option(help="columns to write, separated by commas")] = None,
-    json_nulls: Annotated[bool, typer.Option(help="write columns with NULLs into .json too")] = False,
+    json_nulls: Annotated[bool, typer.Option("--json-nulls", help="write columns with NULLs into .json too")] = False,
 ) -> None:
     """Write the kept samples as shards.
 
+    \b
     Example: mmdata export data/pets pets-shards --shard-size 1GB --columns caption,clip_score
-    """
+    """  # noqa: D301  see run
     from mmdata.answers import export_dataset
     from mmdata.dataset import open as open_dataset
 
@@ -193,7 +212,9 @@ def clean(
     dataset: Dataset,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
 ) -> None:
-    """Remove what no file of the dataset names any more (left by killed runs and earlier verdicts).
+    """Remove files that nothing names any more.
+
+    Killed runs, earlier verdicts and grown column files leave them.
 
     Example: mmdata clean data/pets --dry-run
     """
@@ -208,8 +229,10 @@ def clean(
 
 
 @app.command()
-def stages(name: Annotated[str | None, typer.Argument(help="one operator, with its options")] = None) -> None:
-    """Every operator, or one with its options, columns and source.
+def stages(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one operator, with its options")] = None,
+) -> None:
+    """Every operator, or one of them in full.
 
     Example: mmdata stages score_clip
     """
@@ -219,19 +242,25 @@ def stages(name: Annotated[str | None, typer.Argument(help="one operator, with i
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
-    """The recipes that come with mmdata; with a name, the recipe itself, to be redirected into a file.
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="print this recipe, to be redirected into a file")
+    ] = None,
+) -> None:
+    """The recipes that come with mmdata, or one in full.
 
     Example: mmdata recipes image-text-basic > mine.yaml
     """
     from mmdata.catalogue import shipped_recipe, shipped_recipes
 
-    _say(shipped_recipes() if name is None else shipped_recipe(name))
+    _say(shipped_recipes() if name is None else shipped_recipe(name).rstrip("\n"))
 
 
 @app.command()
 def doctor() -> None:
-    """What is installed, what is missing, and the command that brings it.
+    """What is installed and what is missing.
+
+    With the command that brings what is missing, and its size.
 
     Example: mmdata doctor
     """
@@ -257,6 +286,9 @@ def _runner(name: str) -> Any:
     return name
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every error of mmdata is one sentence on stderr and an exit code."""
     try:
@@ -264,7 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MmdataError as error:
         typer.echo(f"mmdata: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         typer.echo("\nmmdata: stopped; finished work is kept, and the same command goes on from here", err=True)
         sys.exit(1)
     except BrokenPipeError:

@@ -100,17 +100,21 @@ class Dataset:
         """
         current = self._seen()
         index = current.shards.index(shard)
-        verdict = self.store.read_table(current.verdicts[index], ["verdict"]).column(0)
-        alive = pa.array(np.flatnonzero(verdict.to_numpy(zero_copy_only=False) == "kept"))
-        table = self.store.read_table(current.rows[index]).take(alive).replace_schema_metadata(None)
+        base = self.store.read_table(current.rows[index])
+        verdicts = self.store.read_table(current.verdicts[index], ["row_id", "verdict"])
+        query.require_rows(self.store, "verdicts", shard, base["row_id"], verdicts["row_id"])
+        alive = pa.array(np.flatnonzero(verdicts["verdict"].to_numpy(zero_copy_only=False) == "kept"))
+        table = base.take(alive).replace_schema_metadata(None)
         for step in current.steps:
             if not step.set_name:
                 continue
             pairs = [*step.outputs, ("reason", step.reason_column)]
             wanted = [(own, visible) for own, visible in pairs if columns is None or visible in columns]
             if wanted:
-                owns = list(dict.fromkeys(own for own, _ in wanted))
-                values = self.store.read_table(current.sets[step.set_name][index], owns).take(alive)
+                owns = list(dict.fromkeys(["row_id", *(own for own, _ in wanted)]))
+                values = self.store.read_table(current.sets[step.set_name][index], owns)
+                query.require_rows(self.store, step.set_name, shard, base["row_id"], values["row_id"])
+                values = values.take(alive)
                 for own, visible in wanted:
                     table = table.append_column(visible, values.column(own))
         return table
@@ -143,10 +147,11 @@ class Dataset:
 
     def why(self, key: str) -> Story:
         """The story of the row with this key; SourceError when there is none."""
-        found = self.connection.execute("SELECT row_id FROM rows WHERE key = ?", [str(key)]).fetchone()
-        if found is None:
+        found = self.connection.execute("SELECT row_id FROM rows WHERE key = ? ORDER BY 1", [str(key)]).fetchall()
+        if not found:
             raise SourceError(f"no row of {self.store.url} has the key {key!r}; find keys with mmdata sql")
-        shard, index = found[0] >> ROWS_PER_SHARD_BITS, found[0] & ((1 << ROWS_PER_SHARD_BITS) - 1)
+        row_id = found[0][0]
+        shard, index = row_id >> ROWS_PER_SHARD_BITS, row_id & ((1 << ROWS_PER_SHARD_BITS) - 1)
         current = self._seen()
         place = current.shards.index(shard)
 

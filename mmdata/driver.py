@@ -254,8 +254,7 @@ class _Driver:
             if not flying.total():
                 return
             finished = self.pool.wait()
-            if self.lease.lost.is_set():
-                raise StoreError(f"this run has lost its lease on {self.store.url}; another run may have taken it over")
+            self.lease.require()
             repeat = self._repeats.again(finished)
             if repeat is not None:
                 if isinstance(finished.error, RetryableError):
@@ -379,7 +378,7 @@ class _Driver:
             view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
             ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
         recipe = yaml.safe_dump(document_of(self.plan.recipe), sort_keys=False, allow_unicode=True)
-        return ledger.publish(recipe, self.rows, self.bound, self.files)
+        return ledger.publish(recipe, self.rows, self.bound, self.files, self.lease.hold)
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         sets = {b.step.name: b.set_name for b in self.bound}

@@ -15,6 +15,9 @@ ledger. Every error here pickles, so that workers can raise it in another proces
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BudgetError",
     "ContractError",
@@ -24,6 +27,7 @@ __all__ = [
     "RetryableError",
     "SourceError",
     "StoreError",
+    "nearest",
 ]
 
 
@@ -65,3 +69,12 @@ class RetryableError(MmdataError):
 
 class BudgetError(MmdataError):
     """More rows of a step failed than its `max_failed` allows; finished work is kept."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the known words when none is near, for the end of a message."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(choices[:40])}" if choices else ""

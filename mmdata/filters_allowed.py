@@ -13,7 +13,8 @@ from typing import Any
 
 import duckdb
 
-from mmdata.registry import maker, nearest
+from mmdata.errors import nearest
+from mmdata.registry import maker
 
 __all__ = ["Catalogue", "Refused", "check_tree", "read_catalogue"]
 

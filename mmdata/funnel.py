@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Funnel", "FunnelStep", "markdown_cell", "render", "svg"]
 
 _BAR_CELLS = 30
+_BAR_CELLS_NARROW = 14  # on a terminal below 100 columns, where names and reasons need the room
 _SVG_COLUMNS = 118
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _REASONS_SHOWN = 4
@@ -136,7 +137,7 @@ def render(funnel: Funnel, console: Console) -> None:
     from rich.text import Text
 
     ascii_only = console.options.ascii_only
-    console.print(_picture(funnel, ascii_only))
+    console.print(_picture(funnel, ascii_only, _BAR_CELLS if console.width >= 100 else _BAR_CELLS_NARROW))
     dot = "-" if ascii_only else "·"
     total = Text.assemble(
         (f"{funnel.kept:,} kept", "bold green"),
@@ -148,14 +149,14 @@ def render(funnel: Funnel, console: Console) -> None:
     console.print(total)
 
 
-def _picture(funnel: Funnel, ascii_only: bool) -> Table:
+def _picture(funnel: Funnel, ascii_only: bool, bar_cells: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("step", overflow="fold", min_width=8)
-    table.add_column("", no_wrap=True, width=_BAR_CELLS)
+    table.add_column("step", overflow="fold", min_width=min(16, max((len(_label(s)) for s in funnel.steps), default=8)))
+    table.add_column("", no_wrap=True, width=bar_cells)
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("kept", justify="right", no_wrap=True)
     table.add_column("why the others left", overflow="fold", ratio=1)
@@ -163,24 +164,24 @@ def _picture(funnel: Funnel, ascii_only: bool) -> Table:
     for step in funnel.steps:
         seconds = "" if step.seconds is None else f"{step.seconds:,.1f}"
         share = _share(step.rows_out, funnel.rows_in)
-        bar = _bar(step, funnel.rows_in, ascii_only)
+        bar = _bar(step, funnel.rows_in, ascii_only, bar_cells)
         # Text(), not a plain string: a step's name or a reason may hold rich's own markup
         table.add_row(Text(_label(step)), bar, f"{step.rows_out:,}", share, _why(step, ascii_only), seconds)
     return table
 
 
-def _bar(step: FunnelStep, whole: int, ascii_only: bool) -> Text:
+def _bar(step: FunnelStep, whole: int, ascii_only: bool, width: int) -> Text:
     """Kept, then dropped, then failed of this step; a loss too small for a cell is still seen as one cell."""
     from rich.text import Text
 
     def cells(rows: int) -> int:
-        return max(1, round(_BAR_CELLS * rows / whole)) if rows and whole else 0
+        return max(1, round(width * rows / whole)) if rows and whole else 0
 
     if not whole:
         return Text("")
     dropped, failed = cells(step.dropped), cells(step.failed)
-    room = max(0, round(_BAR_CELLS * step.rows_in / whole) - dropped - failed)
-    eighths = min(round(8 * _BAR_CELLS * step.rows_out / whole), 8 * room)
+    room = max(0, round(width * step.rows_in / whole) - dropped - failed)
+    eighths = min(round(8 * width * step.rows_out / whole), 8 * room)
     if not dropped and not failed:
         kept = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
     else:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
-from mmdata.errors import ContractError
+from mmdata.errors import ContractError, MmdataError
 from mmdata.filters import FilterEngine
 from mmdata.isolate import RowResult, checked_columns
 from mmdata.plan import PlannedStep, Resolved, identity
@@ -68,8 +68,16 @@ class GroupJob:
         rows = pa.concat_tables(self._tables) if self._tables else pa.table({"row_id": pa.array([], pa.int64())})
         order = self._engine.order(rows, self._step.order)
         ordered = rows.take(pa.array(order))
-        answer = operator(self._step.options).compute(ordered)
-        results = checked_columns(operator.name, contract, answer, len(ordered))
+        try:
+            answer = operator(self._step.options).compute(ordered)
+            results = checked_columns(operator.name, contract, answer, len(ordered))
+        except MmdataError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}); mend "
+                "the group or its options and run again"
+            ) from error
         if len(results) != len(order):
             raise ContractError(f"group {operator.name} returned {len(results)} rows for {len(order)}")
         in_place: list[RowResult] = [Failed("lost")] * len(order)

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,8 @@ class _ShardWork:
                     todo = ((index, url) for index, url in enumerate(self._urls) if self._found[index] is None)
                     workers = min(self._fetch.concurrency, len(self._urls))
                     await _together([self._worker(todo, client, pool, tar) for _ in range(workers)])
+                with self._explained():
+                    tar.close()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -186,14 +188,19 @@ class _ShardWork:
         found = _Found(_without_data(fetched), _without_data(prepared))
         if prepared.data is not None:
             key = key_of(self._shard, index, self._fetch.shard_rows)
-            try:
+            with self._explained():
                 found.offset, found.size = tar.append(f"{key}.{prepared.ext}", prepared.data)
-            except OSError as error:
-                raise StoreError(
-                    f"cannot write scratch file {self.tar_path}: {error.strerror}; free some space, or point TMPDIR to "
-                    "a larger disk, then the same command goes on"
-                ) from error
         return found
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot write scratch file {self.tar_path}: {error.strerror}; free some space, or point TMPDIR to "
+                "a larger disk, then the same command goes on"
+            ) from error
 
     def _prepare(self, index: int, data: bytes) -> Prepared:
         """`prepare`, with the journal kept: what a decoder does to the process is then known to be this row's."""

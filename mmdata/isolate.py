@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmdata.batch import Batch
+from mmdata.column_files import UNCOVERED
 from mmdata.errors import ContractError, MmdataError, RetryableError
 from mmdata.media.image import DecodeError
 from mmdata.stage import Contract, Failed, Stage
@@ -158,7 +159,7 @@ def _note_success(batch: Batch, results: Sequence[RowResult], tracker: StepTrack
             tracker.has_succeeded = True
             tracker.singles_failed = tracker.unanswered = 0
             if tracker.good is None:
-                tracker.good = batch.take([index])
+                tracker.good = batch.take([index]).apart()
             return
 
 
@@ -234,6 +235,8 @@ def checked_columns(operator: str, contract: Contract, answer: Any, rows: int) -
     for index in range(rows):
         row = {name: cells[index] for name, cells in columns.items()}
         failed = next((v for v in row.values() if isinstance(v, Failed)), None)
+        if failed is not None and (failed.kind in ("", UNCOVERED) or failed.kind.startswith("!")):
+            raise ContractError(f"{operator} failed a row with the kind {failed.kind!r}, which is taken; use another")
         results.append(failed or row)
     _convertible(contract.writes, results)
     return results
@@ -355,8 +358,9 @@ class Journal:
         return self.deaths.get(row, 0) >= DEATHS_ALONE
 
     def clear(self, rows: Sequence[int]) -> None:
-        """The rows are done, and what became of them is committed."""
+        """The shard is through: what became of these rows is committed."""
         done = set(rows)
+        self._lost_in_a_row = 0
         self.suspects = [r for r in self.suspects if r not in done]
         self.deaths = {r: n for r, n in self.deaths.items() if r not in done}
         self._save()

@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmdata.columns import BASE_COLUMNS, MEDIA_ROLES, media_reference
-from mmdata.errors import RecipeError, StoreError
-from mmdata.registry import nearest
+from mmdata.errors import RecipeError, StoreError, nearest
 
 __all__ = ["ExportColumn", "Survey", "columns_to_ask", "export_columns", "fits_json", "project", "records"]
 

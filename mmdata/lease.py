@@ -207,6 +207,19 @@ class Lease:
         """Renew the heartbeat now; sets `lost` when the lease is no longer ours."""
         self._put(replace(self._holder, heartbeat=_utc(self._clock())))
 
+    def require(self) -> None:
+        """StoreError when `lost`."""
+        if self.lost.is_set():
+            raise StoreError(
+                f"this run has lost its lease on {self._store.url}: another run has taken it over, or the folder was "
+                "removed; run the same command again"
+            )
+
+    def hold(self) -> None:
+        """Beat, then `require`: for a process that may have slept since its last heartbeat."""
+        self.beat()
+        self.require()
+
     def release(self) -> None:
         """Stop the heartbeat and mark the lease released, unless it was lost; again: nothing.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,9 +122,15 @@ class Ledger:
         rows: Mapping[int, str],
         steps: Sequence[BoundStep],
         files: Mapping[str, Mapping[int, ColumnFile]],
+        hold: Callable[[], None],
     ) -> tuple[Current, bool]:
-        """Write what is new and move `current.json`; returns what readers see now, and whether anything changed."""
+        """Write what is new and move `current.json`; returns what readers see now, and whether anything changed.
+
+        `hold` raises when another run has taken the dataset over. What that run publishes is never overwritten: it is
+        either there when `hold` is called, or `current.json` is no longer what was read before.
+        """
         before = self._store.read_if_there("current.json")
+        hold()
         previous = Current.load(self._store)
         shards = tuple(sorted(self._tables))
         same = previous is not None and previous.chain == self._chain and previous.shards == shards
@@ -147,6 +153,7 @@ class Ledger:
         data = current.to_bytes()
         if data == before:
             return current, False
+        hold()
         if not self._store.replace("current.json", data, before):
             raise StoreError(f"another run finished on {self._store.url} meanwhile; run the same command again")
         return current, True

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from mmdata import registry
 from mmdata.column_files import canonical_json
 from mmdata.columns import FORMAT_VERSION, base_schema
-from mmdata.errors import MissingExtra, RecipeError
+from mmdata.errors import MissingExtra, RecipeError, nearest
 from mmdata.filters import CheckedExpression, check_filter, check_order
 from mmdata.recipe import STEP_KEYS, FilterStep, OperatorStep, Recipe, describe_errors
 from mmdata.stage import Contract, Group, Operator, Options, column_options, order_options
@@ -279,7 +279,7 @@ def _require_column(where: str, column: str, names: _Names, unmade: Mapping[str,
     if column == "caption":
         raise RecipeError(f"{where} reads the caption, but source.caption names no column of the list")
     maker = registry.maker(column)
-    cure = f"; put {maker} before it" if maker else registry.nearest(column, names.types)
+    cure = f"; put {maker} before it" if maker else nearest(column, names.types)
     raise RecipeError(f"{where} reads column {column!r}, which nothing before it makes{cure}")
 
 

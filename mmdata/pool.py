@@ -22,7 +22,7 @@ from mmdata.stage import Stage
 from mmdata.store import Store
 from mmdata.work import PassContext, close_stages, journal_folder, run_pass
 
-__all__ = ["Finished", "IngestContext", "InlinePool", "Item", "Pool", "perform", "resolve_stage"]
+__all__ = ["Finished", "IngestContext", "InlinePool", "Item", "Pool", "local_device", "perform", "resolve_stage"]
 
 Kind = Literal["ingest", "pass", "resolve"]
 

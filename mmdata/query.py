@@ -1,8 +1,8 @@
 """DuckDB views over a dataset: `samples`, `rows`, `verdicts`, `runs` and `columns."<set>"`.
 
 Column sets are stitched to the rows by position, over the explicit file lists of `current.json`: every file of a set
-has the rows of its shard in the same order, which the run proved by row_id when it published, and which is checked here
-by row counts. Reading by position lets DuckDB leave out the sets that a question does not touch.
+has the rows of its shard in the same order, which is proved here, once per connection, by row counts and by row_id.
+Reading by position lets DuckDB leave out the sets that a question does not touch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from mmdata.columns import ROWS_PER_SHARD_BITS
 from mmdata.errors import StoreError
 from mmdata.ledger import Current, CurrentStep
 from mmdata.store import Store
 
-__all__ = ["connect", "quote", "run_records", "samples_sql"]
+__all__ = ["connect", "quote", "require_rows", "run_records", "samples_sql"]
 
 
 def quote(name: str) -> str:
@@ -32,12 +33,13 @@ def _files(store: Store, names: Sequence[str]) -> str:
 
 
 def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
-    """A connection with the views of what readers see now; StoreError when the files' row counts differ."""
+    """A connection with the views of what readers see now; StoreError when a file does not hold its shard's rows."""
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
     if not store.is_local:
         connection.register_filesystem(store.fs)
     _require_equal_counts(connection, store, current)
+    _require_equal_rows(connection, store, current)
     connection.execute(f"CREATE VIEW rows AS SELECT * FROM {_files(store, current.rows)}")
     connection.execute(f"CREATE VIEW verdicts AS SELECT * FROM {_files(store, current.verdicts)}")
     connection.execute("CREATE SCHEMA columns")
@@ -68,6 +70,30 @@ def _require_equal_counts(connection: duckdb.DuckDBPyConnection, store: Store, c
                     f"{store.url}: shard {shard:05d} of {what} has {got} rows where the base rows have {expected}; "
                     "remove that file and run the recipe again"
                 )
+
+
+def _require_equal_rows(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
+    """Equal counts do not tell a file of one shard from that of another: every row_id is compared, set by set."""
+    for what, names in (("verdicts", current.verdicts), *current.sets.items()):
+        [(first,)] = connection.execute(
+            f"SELECT min(r.row_id) FROM {_files(store, current.rows)} AS r "
+            f"POSITIONAL JOIN {_files(store, names)} AS s WHERE r.row_id IS DISTINCT FROM s.row_id"
+        ).fetchall()
+        if first is not None:
+            raise StoreError(_misplaced(store, what, first >> ROWS_PER_SHARD_BITS))
+
+
+def _misplaced(store: Store, what: str, shard: int) -> str:
+    return (
+        f"{store.url}: shard {shard:05d} of {what} holds other rows than the base rows (row_id differs); "
+        "remove that file and run the recipe again"
+    )
+
+
+def require_rows(store: Store, what: str, shard: int, base: pa.ChunkedArray, found: pa.ChunkedArray) -> None:
+    """StoreError unless a file of `what` has the row_ids of the base rows of its shard, in the same order."""
+    if not base.equals(found):
+        raise StoreError(_misplaced(store, what, shard))
 
 
 def samples_sql(store: Store, current: Current) -> str:

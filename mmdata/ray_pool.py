@@ -50,6 +50,8 @@ class RayPool:
 
     def _start(self, workers: int | None, address: str | None) -> None:
         where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        # A warning that a cluster started here asks for a token, as it should; nobody need do anything about it.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **where)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -100,8 +102,12 @@ class RayPool:
                 node, soft=True
             )
         actor = self._actor_class.options(**options).remote()
+        try:
+            at = self._ray.get(actor.node.remote())
+        except self._ray.exceptions.RayError as error:
+            raise RetryableError(f"Ray could not start a worker ({error}); the same command goes on") from error
         self._actors += 1
-        return actor, self._ray.get(actor.node.remote())
+        return actor, at
 
     def wait(self) -> Finished:
         """The next item that ends."""
@@ -121,6 +127,8 @@ class RayPool:
             if actor is not None:
                 self._actors -= 1
             return Finished(item, died=type(error).__name__, node=node)
+        except self._ray.exceptions.RayError as error:
+            finished = Finished(item, error=RetryableError(f"Ray: {error}; the same command goes on"), node=node)
         if actor is not None:
             self._idle.append((actor, node or ""))
         return finished

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mmdata import registry
-from mmdata.errors import RecipeError
+from mmdata.errors import RecipeError, nearest
 from mmdata.settings import ExportOptions, FetchOptions
 from mmdata.sources.urls import UrlSource
 
@@ -127,7 +127,7 @@ def _read_operator(where: str, name: str, body: Any) -> OperatorStep:
 def _known(where: str, name: Any) -> str:
     known = [*registry.names(), "filter"]
     if not isinstance(name, str) or name not in known:
-        raise RecipeError(f"{where}: no operator is called {name!r}{registry.nearest(str(name), known)}")
+        raise RecipeError(f"{where}: no operator is called {name!r}{nearest(str(name), known)}")
     return name
 
 
@@ -219,7 +219,7 @@ def describe_errors(where: str, error: ValidationError, model: type[BaseModel], 
     if first["type"] == "extra_forbidden":
         inside = "".join(f"{part}: " for part in location[:-1])
         known = [*_fields_at(model, location[:-1]), *(also if len(location) == 1 else ())]
-        return f"{where}: {inside}no option is called {location[-1]!r}{registry.nearest(location[-1], known)}{more}"
+        return f"{where}: {inside}no option is called {location[-1]!r}{nearest(location[-1], known)}{more}"
     if first["type"] == "missing":
         return f"{where}: {place} is required but not given{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -283,7 +283,7 @@ def _set_filter(document: dict[str, Any], parts: list[str], sql: str) -> None:
             if parts[1] in body:
                 body[parts[1]] = sql.strip()
                 return
-    near = registry.nearest(parts[1], known) or "; the recipe has no filters"
+    near = nearest(parts[1], known) or "; the recipe has no filters"
     raise RecipeError(f"--set: no filter is called {parts[1]!r}{near}")
 
 
@@ -302,14 +302,14 @@ def _set_option(document: dict[str, Any], parts: list[str], value: Any) -> None:
         if name == parts[1]:
             steps[index] = {operator: {**body, parts[2]: value}}
             return
-    near = registry.nearest(parts[1], known) or "; the recipe has no stages or groups"
+    near = nearest(parts[1], known) or "; the recipe has no stages or groups"
     raise RecipeError(f"--set: no step is called {parts[1]!r}{near}")
 
 
 def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:
     if parts[0] not in Recipe.model_fields:
         known = [*Recipe.model_fields, "filters"]
-        raise RecipeError(f"--set: a recipe has no {parts[0]!r}{registry.nearest(parts[0], known)}")
+        raise RecipeError(f"--set: a recipe has no {parts[0]!r}{nearest(parts[0], known)}")
     target = document
     for part in parts[:-1]:
         inner = target.get(part)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 
-from mmdata.errors import MmdataError, RecipeError
+from mmdata.errors import MmdataError, RecipeError, nearest
 from mmdata.stage import Group, Operator, Stage
 
-__all__ = ["maker", "names", "nearest", "operator", "register"]
+__all__ = ["maker", "names", "operator", "register"]
 
 _BUILT_IN = {
     "probe_image": "mmdata.stages.probe_image:ProbeImage",
@@ -64,12 +62,3 @@ def maker(column: str) -> str | None:
         if column in writes:
             return name
     return None
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words when none is near, for the end of a message."""
-    choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(choices[:40])}" if choices else ""

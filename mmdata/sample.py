@@ -60,7 +60,7 @@ def run_sample(
         list_rows, chosen = _choose(recipe, rows)
         pq.write_table(chosen, folder / "sample.parquet")
         source: dict[str, Any] = {"kind": "urls", "path": str(folder / "sample.parquet"), "url": "url"}
-        source |= {"caption": "caption"} if recipe.source.caption is not None else {}
+        source |= {own: own for own in ("caption", "uid") if getattr(recipe.source, own) is not None}
         source |= {"columns": list(recipe.source.columns)}
         document = {**fresh.model_dump(mode="json", exclude={"steps", "source"}), "source": source}
         began = time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 from mmdata.errors import StoreError
 from mmdata.lease import ProcessId
 
-__all__ = ["scratch_folder", "stale_scratch"]
+__all__ = ["scratch_folder", "scratch_root", "stale_scratch"]
 
 _swept: set[tuple[int, str]] = set()  # (pid, scratch root): each process sweeps once
 
@@ -24,7 +24,7 @@ _swept: set[tuple[int, str]] = set()  # (pid, scratch root): each process sweeps
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A fresh folder of this process, removed at the end of the `with`; the first call sweeps what dead ones left."""
-    root = _root()
+    root = scratch_root()
     if (os.getpid(), str(root)) not in _swept:
         _swept.add((os.getpid(), str(root)))
         for folder in stale_scratch():
@@ -39,14 +39,15 @@ def scratch_folder() -> Iterator[Path]:
 def stale_scratch() -> list[Path]:
     """Scratch folders on this host whose process is dead."""
     found = []
-    for folder in sorted(_root().iterdir()):
+    for folder in sorted(scratch_root().iterdir()):
         owner = ProcessId.from_token(folder.name.rpartition(".")[0])
         if owner is not None and owner.is_dead():
             found.append(folder)
     return found
 
 
-def _root() -> Path:
+def scratch_root() -> Path:
+    """This user's folder for scratch on this node, made where it is not there; StoreError when it cannot be used."""
     given = os.environ.get("MMDATA_SCRATCH")
     root = Path(given) if given else Path(tempfile.gettempdir()) / f"mmdata-{os.geteuid()}"
     try:

@@ -32,9 +32,12 @@ __all__ = [
     "Committed",
     "ShardView",
     "Walk",
+    "apply_filter",
+    "input_coverage",
     "rows_digest",
     "start",
     "step_counts",
+    "take_failed",
     "verdicts",
     "walk",
 ]

@@ -8,8 +8,6 @@ are found in the journal, everything else of the shard is computed and committed
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +23,7 @@ from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_j
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
 from mmdata.isolate import DeviceLost, Journal, RowResult, StepTracker, compute_rows, raise_not_opened
+from mmdata.scratch import scratch_root
 from mmdata.stage import Failed, Stage
 from mmdata.store import Store
 from mmdata.survivors import (
@@ -390,5 +389,4 @@ def close_stages() -> None:
 
 def journal_folder(dataset_id: str) -> Path:
     """Where workers on this node keep their journals of one dataset."""
-    root = os.environ.get("MMDATA_SCRATCH") or os.path.join(tempfile.gettempdir(), f"mmdata-{os.getuid()}")
-    return Path(root) / "journal" / hashlib.sha256(dataset_id.encode()).hexdigest()[:16]
+    return scratch_root() / "journal" / hashlib.sha256(dataset_id.encode()).hexdigest()[:16]

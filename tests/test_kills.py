@@ -199,8 +199,8 @@ def _settles(place: Place, server: BadServer, files: dict[str, bytes], rows: lis
 
 
 def _is_after_publish(event: str) -> bool:
-    """Whether current.json has been moved by then; the lease is written at the start and released at the end."""
-    return event.startswith(("current.json:put", "runs", "export")) or (event[:5] == "lease" and event[-2:] == "#2")
+    """Whether current.json has been moved by then."""
+    return event.startswith(("current.json:put", "runs", "export"))
 
 
 def _killed_fresh(folder: Path, event: str, truth: Truth, server: BadServer) -> None:
@@ -249,7 +249,9 @@ def test_killed_again_and_again(truth: Truth, server: BadServer, folder: Path) -
 
 
 def _draw(events: Counter[str], count: int, seed: int) -> list[str]:
-    every = sorted(f"{name}#{n}" for name, met in events.items() for n in range(1, met + 1))
+    # Of the lease only the first: on a busy machine there may be heartbeats between it and the last.
+    met = {name: 1 if name.startswith("lease") else n for name, n in events.items()}
+    every = sorted(f"{name}#{n}" for name, most in met.items() for n in range(1, most + 1))
     return random.Random(seed).choices(every, k=count)
 
 

@@ -274,7 +274,8 @@ def test_the_outlook_counts_exactly_what_a_run_then_computes(tmp_path: Path) -> 
     ds = mmdata.run({**recipe, "steps": steps}, runner="inline")
     assert ds.report is not None
     # make_sevens fails 0, 11 and 22; 20..29 without 22 and 25 go on: 8.
-    assert {n: w.computed for n, w in ds.report.work.items()} == {"make_sevens": 29, "add_constant": 8, "rank_rows": 8}
+    computed = {n: w.computed for n, w in ds.report.work.items() if w.computed}
+    assert computed == {"make_sevens": 29, "add_constant": 8, "rank_rows": 8}
     assert left(recipe, *steps) == {"make_sevens": (0, False), "add_constant": (0, False), "rank_rows": (0, False)}
 
     # Loosened to 10: 10 and 12..19 come in addition (11 failed): 9 rows, known exactly. The group sees another set.

@@ -5,6 +5,7 @@ The bytes are a function of names and payloads alone: no clock, no user, no grou
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,10 @@ class TarAppender:
     ) -> None:
         if error is None:
             self.close()
-        self._file.close()
+            return
+        # On a full disk closing fails as writing did; the first error is the one to be told.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _header(name: str, size: int) -> bytes:

@@ -19,6 +19,8 @@ from mmdata.batch import pad_rows
 from mmdata.stage import Weights
 
 __all__ = [
+    "CLASSIFIER_SIZE",
+    "ConseEncoder",
     "ImageClassifier",
     "LanguageDetector",
     "SentenceEncoder",
@@ -138,6 +140,51 @@ def imagenet_class_names() -> list[str]:
     from torchvision.models import ResNet50_Weights
 
     return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
+class ConseEncoder:
+    """Pictures and texts in one space, by class names (ConSE; Norouzi et al. 2014, arXiv 1312.5650, eq. 2 and 3).
+
+    A picture is the sum of the embeddings of `a photo of a {name}` over its `TOP` likeliest classes, weighted by the
+    classifier's probabilities, of length 1.
+    """
+
+    TOP = 10  # Norouzi et al.'s T
+
+    def __init__(self, device: str, rows: int) -> None:
+        self._classifier = ImageClassifier(device, rows)
+        # Captions fall into several lengths, so fewer fit one call.
+        self._sentences = SentenceEncoder(device, max(1, rows // 2))
+        self._names = imagenet_class_names()
+        self._classes = np.full((len(self._names), SentenceEncoder.SIZE), np.nan)
+        self._rows = rows
+
+    def warm_up(self) -> None:
+        """One full padded batch through both networks: what does not fit in memory fails here."""
+        self._classifier.probabilities(np.zeros((self._rows, CLASSIFIER_SIZE, CLASSIFIER_SIZE, 3), np.uint8))
+        self._sentences.warm_up()
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """(N, 384) float32 of length 1."""
+        return self._sentences.embeddings(texts)
+
+    def images(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """(N, 224, 224, 3) uint8 RGB → (N, 384) float64 of length 1."""
+        probabilities = self._classifier.probabilities(pictures).astype(np.float64)
+        top = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.TOP]
+        weights = np.take_along_axis(probabilities, top, axis=1)
+        self._embed_classes(np.unique(top))
+        # Summed class by class, so that a row's bits do not depend on how many rows there are.
+        mixed = np.zeros((len(pictures), SentenceEncoder.SIZE))
+        for place in range(self.TOP):
+            mixed += weights[:, place : place + 1] * self._classes[top[:, place]]
+        unit: npt.NDArray[np.float64] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+        return unit
+
+    def _embed_classes(self, classes: npt.NDArray[np.int64]) -> None:
+        """Fill in the name embeddings that are asked for the first time: a small set needs a part of the thousand."""
+        new = classes[np.isnan(self._classes[classes, 0])]
+        self._classes[new] = self._sentences.embeddings([f"a photo of a {self._names[i]}" for i in new])
 
 
 class LanguageDetector:

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow as pa
 
-from mmdata.errors import SourceError
-from mmdata.registry import nearest
+from mmdata.errors import SourceError, nearest
 
 __all__ = ["FORMATS", "ListFile", "find_files", "fingerprint", "reading"]
 

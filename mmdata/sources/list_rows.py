@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from mmdata.errors import SourceError
 
-__all__ = ["column_names", "converted", "inferred_type", "text_rows"]
+__all__ = ["FIRST_BLOCK", "column_names", "converted", "inferred_type", "text_rows"]
 
 FIRST_BLOCK = 10_000  # rows that decide on names (json) and types
 _MAX_LINE = 16 << 20  # bytes; the rest of a longer line is dropped with it

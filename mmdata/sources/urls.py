@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from mmdata.columns import RESERVED_NAMES
-from mmdata.errors import SourceError
-from mmdata.registry import nearest
+from mmdata.errors import SourceError, nearest
 from mmdata.sources.list_files import ListFile, find_files, fingerprint, reading
 from mmdata.sources.list_rows import FIRST_BLOCK, column_names, converted, inferred_type, text_rows
 from mmdata.stage import Options

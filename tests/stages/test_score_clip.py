@@ -101,7 +101,8 @@ def test_size_comes_from_open_clips_configurations():
     expected = {name: open_clip.get_model_config(name)["vision_cfg"]["image_size"] for name in open_clip.list_models()}
     square = {n: s for n, s in expected.items() if not isinstance(s, list) or len(set(s)) == 1}
     assert len(square) > 100
-    assert {name: image_size(name) for name in square} == {n: s[0] if isinstance(s, list) else s for n, s in square.items()}
+    sides = {n: s[0] if isinstance(s, list) else s for n, s in square.items()}
+    assert {name: image_size(name) for name in square} == sides
     assert ScoreClip.contract(ScoreClipOptions(model="ViT-L/14")).pixels == (Pixels(224),)
 
 
@@ -119,7 +120,7 @@ def test_weights_of_files_and_tags(tiny: str):
     ]
     (tag,) = ScoreClip.contract(ScoreClipOptions()).weights
     assert (tag.fingerprint, tag.path) == (None, None)
-    with pytest.raises(RecipeError, match="no file nowhere/model.pt"):
+    with pytest.raises(RecipeError, match=r"no file nowhere/model\.pt"):
         ScoreClip.contract(ScoreClipOptions(pretrained="nowhere/model.pt"))
     assert ScoreClip.resolve_weights(ScoreClipOptions(model=tiny)) == {}
 
@@ -127,7 +128,9 @@ def test_weights_of_files_and_tags(tiny: str):
 def test_folder_with_two_checkpoints(tiny: str, tmp_path: Path):
     save_tiny_clip(tmp_path / "two")
     (tmp_path / "two" / "other.safetensors").write_bytes(b"")
-    with pytest.raises(RecipeError, match="exactly one checkpoint, but holds open_clip_model.pth, other.safetensors"):
+    with pytest.raises(
+        RecipeError, match=r"exactly one checkpoint, but holds open_clip_model\.pth, other\.safetensors"
+    ):
         ScoreClip.contract(ScoreClipOptions(model=f"local-dir:{tmp_path / 'two'}"))
 
 

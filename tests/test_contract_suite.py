@@ -1,0 +1,296 @@
+"""What every registered operator promises, checked for each of them: a new one gets these tests for free.
+
+An operator runs here with its default options, or with those that `OPTIONS` gives it; one whose default weights would
+have to be downloaded must have an entry there. A column that it reads must be one of `COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from batches import make_batch, noise, png
+from tiny_clip import save_tiny_clip
+
+from mmdata import registry
+from mmdata.batch import Batch
+from mmdata.isolate import StepTracker, compute_rows
+from mmdata.stage import Contract, Failed, Group, Operator, Stage, column_options
+
+
+def _default_contract(name: str) -> Contract:
+    operator = registry.operator(name)
+    return operator.contract(operator.options_type())
+
+
+ROWS = 13
+BUILT_IN = registry.names()
+STAGES = [n for n in BUILT_IN if issubclass(registry.operator(n), Stage)]
+GROUPS = [n for n in BUILT_IN if issubclass(registry.operator(n), Group)]
+IMAGE_STAGES = [n for n in STAGES if "image" in _default_contract(n).reads]
+MODEL_STAGES = [n for n in STAGES if _default_contract(n).batch_shape is not None]
+
+# Operators whose default options need a download, and how to do without.
+OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "score_clip": lambda folder: {"model": save_tiny_clip(folder / "clip")},
+}
+
+CAPTIONS = [
+    "a red bicycle leans against a wall",
+    None,
+    "",
+    "two dogs, one ball",
+    "x",
+    "naïve café 自転車 🐈",
+    "Ein rotes Fahrrad lehnt an der Mauer eines alten Hauses",
+    "a red bicycle leans against a wall",
+    "SALE 50% OFF https://example.org",
+    " \n\t",
+    "long " * 300,
+    "IMG_0001.jpg",
+    "an old man reads\na newspaper",
+]
+# Values of every column that a built-in operator reads, with NULLs among them where the column may have any.
+COLUMNS: dict[str, pa.Array] = {
+    "key": pa.array([f"{i:05d}" for i in range(ROWS)]),
+    "caption": pa.array(CAPTIONS, pa.string()),
+    "sha256": pa.array(["ab" * 32 if i % 4 == 0 else None if i == 5 else f"{i:064x}" for i in range(ROWS)]),
+    "original_width_px": pa.array([None if i == 3 else 640 + i for i in range(ROWS)], pa.int64()),
+    "original_height_px": pa.array([None if i == 3 else 480 for i in range(ROWS)], pa.int64()),
+    "phash": pa.array([None if i == 2 else 2**63 + 3 * (i // 2) for i in range(ROWS)], pa.uint64()),
+}
+
+
+@functools.cache
+def scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="contract-suite-")
+    atexit.register(shutil.rmtree, folder)
+    return Path(folder)
+
+
+@functools.cache
+def bound(name: str) -> tuple[Operator[Any], Contract]:
+    """The operator under test and its contract."""
+    operator = registry.operator(name)
+    given = OPTIONS[name](scratch()) if name in OPTIONS else {}
+    options = operator.options_type.model_validate(given)
+    contract = operator.contract(options)
+    unknown = [w.name for w in contract.weights if w.fingerprint is None and w.path is None]
+    assert not unknown, f"{name}: weights {unknown} need a download; give it options without one in OPTIONS"
+    return operator(options), contract
+
+
+@functools.cache
+def opened(name: str, batch_shape: int | None = None) -> tuple[Stage[Any], Contract]:
+    stage, contract = bound(name)
+    if batch_shape is not None:
+        stage = type(stage)(stage.options)
+    assert isinstance(stage, Stage)
+    stage.batch_shape, stage.precision = batch_shape or contract.batch_shape, contract.precision
+    stage.open("cpu")
+    return stage, contract
+
+
+@functools.cache
+def pictures() -> tuple[np.ndarray, ...]:
+    sizes = [(48, 48), (200, 31), (31, 200), (1, 1), (64, 80)]
+    return tuple(noise(*sizes[i % len(sizes)], seed=i) for i in range(ROWS))
+
+
+def batch_for(contract: Contract, rows: list[int], media: dict[int, bytes | None] | None = None) -> Batch:
+    """The given rows of the fixture; `media` replaces the picture of some."""
+    read = [c for c in contract.reads if c != "image"]
+    missing = [c for c in read if c not in COLUMNS]
+    assert not missing, f"the operator reads {missing}: add values for them to COLUMNS"
+    columns = {c: COLUMNS[c].take(pa.array(rows, pa.int64())) for c in read}
+    if "image" not in contract.reads:
+        return make_batch(None, **(columns or {"key": COLUMNS["key"].take(pa.array(rows, pa.int64()))}))
+    return make_batch([(media or {}).get(row, pictures()[row]) for row in rows], **columns)
+
+
+def compute(stage: Stage[Any], contract: Contract, rows: list[int]) -> pa.Table:
+    """The stage's answer as an Arrow table of the promised schema."""
+    batch = batch_for(contract, rows)
+    answer = stage.compute(batch)
+    assert sorted(answer) == sorted(contract.writes.names)
+    assert {len(v) for v in answer.values()} == {len(rows)}
+    cells = {n: v.to_pylist() if hasattr(v, "to_pylist") else list(v) for n, v in answer.items()}
+    assert not [v for values in cells.values() for v in values if isinstance(v, Failed)], "no row of these is bad"
+    return pa.table([pa.array(cells[f.name], f.type) for f in contract.writes], schema=contract.writes)
+
+
+def bits(table: pa.Table) -> list[tuple[Any, ...]]:
+    """Rows as comparable values; floats by their bits."""
+    columns = [[v.hex() if isinstance(v, float) else v for v in c.to_pylist()] for c in table.columns]
+    return list(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_is_documented(name: str):
+    operator = registry.operator(name)
+    assert operator.name == name
+    assert operator.__doc__ is not None
+    for words in ("Reads", "NULL"):
+        assert words in operator.__doc__, f"{name}: the docstring does not say what it {words}"
+    assert "Source" in operator.__doc__ or issubclass(operator, Group)
+    written = [c for c in bound(name)[1].writes.names if f"`{c}`" not in operator.__doc__]
+    assert not written, f"{name}: the docstring does not explain {written}"
+    undescribed = [n for n, f in operator.options_type.model_fields.items() if not f.description]
+    assert not undescribed, f"{name}: options {undescribed} have no description"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_reads_the_columns_its_options_name(name: str):
+    operator, contract = bound(name)
+    named = {c for columns in column_options(operator.options).values() for c in columns}
+    assert named <= set(contract.reads)
+    assert len(set(contract.reads)) == len(contract.reads)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("rows", [[], [0], [3], list(range(ROWS))], ids=["none", "one", "another", "all"])
+def test_answers_with_the_promised_columns(name: str, rows: list[int]):
+    stage, contract = opened(name)
+    table = compute(stage, contract, rows)
+    for column in table.columns:
+        if pa.types.is_floating(column.type):
+            assert np.isfinite(column.drop_null().to_numpy()).all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_order_and_neighbours_change_no_bit(name: str):
+    stage, contract = opened(name)
+    whole = bits(compute(stage, contract, list(range(ROWS))))
+    order = np.random.default_rng(4).permutation(ROWS).tolist()
+    assert bits(compute(stage, contract, order)) == [whole[i] for i in order]
+    for some in ([5], [8, 0], list(range(3, ROWS))):
+        assert bits(compute(stage, contract, some)) == [whole[i] for i in some]
+
+
+@pytest.mark.parametrize("name", MODEL_STAGES)
+def test_batch_shape_stays_within_tolerance(name: str):
+    stage, contract = opened(name)
+    small, _ = opened(name, 3)
+    whole, other = (compute(s, contract, list(range(ROWS))) for s in (stage, small))
+    for field in contract.writes:
+        if pa.types.is_floating(field.type):
+            left, right = (t.column(field.name).to_numpy() for t in (whole, other))
+            np.testing.assert_allclose(left, right, rtol=0, atol=contract.tolerance)
+        else:
+            assert whole.column(field.name) == other.column(field.name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_null_columns_are_no_accident(name: str):
+    """Every nullable input NULL in every row: values or NULLs, no exception and no failure."""
+    stage, contract = opened(name)
+    batch = batch_for(contract, [0, 4])
+    for index, column in enumerate(batch.table.column_names):
+        if column not in ("row_id", "key"):
+            kind = batch.table.schema.field(column).type
+            batch.table = batch.table.set_column(index, column, pa.nulls(2, kind))
+    results = compute_rows(stage, contract, batch, StepTracker(name))
+    assert not [r for r in results if isinstance(r, Failed)]
+
+
+@pytest.mark.parametrize("name", IMAGE_STAGES)
+def test_bad_media_costs_its_own_row(name: str):
+    stage, contract = opened(name)
+    whole = png(pictures()[0])
+    media = {1: whole[: len(whole) // 2], 2: b"<html>not a picture</html>", 3: None, 5: b""}
+    results = compute_rows(stage, contract, batch_for(contract, list(range(ROWS)), media), StepTracker(name))
+    kinds = {i: r.kind for i, r in enumerate(results) if isinstance(r, Failed)}
+    assert kinds == {1: "decode", 2: "not_media", 3: "missing_media", 5: "not_media"}
+    clean = compute(stage, contract, list(range(ROWS))).to_pylist()
+    for index, result in enumerate(results):
+        if index not in kinds:
+            assert pa.Table.from_pylist([result], contract.writes).to_pylist() == [clean[index]]
+
+
+@pytest.mark.parametrize("name", IMAGE_STAGES)
+def test_pictures_are_left_as_they_were(name: str):
+    stage, contract = opened(name)
+    batch = batch_for(contract, list(range(ROWS)))
+    stage.compute(batch)
+    for picture, expected in zip(batch.pixels(), pictures(), strict=True):
+        assert (picture == expected).all()
+        assert not picture.flags.writeable
+
+
+def rows_of(contract: Contract, rows: int = ROWS) -> pa.Table:
+    repeated = pa.array([i % ROWS for i in range(rows)], pa.int64())
+    ids = pa.array([(i * 7919) % 1_000_003 for i in range(rows)], pa.int64())
+    return pa.table({"row_id": ids, **{c: COLUMNS[c].take(repeated) for c in contract.reads}})
+
+
+def group_table(name: str, rows: pa.Table) -> pa.Table:
+    group, contract = bound(name)
+    assert isinstance(group, Group)
+    answer = group.compute(rows)
+    assert sorted(answer) == sorted(contract.writes.names)
+    cells = {n: v.to_pylist() if hasattr(v, "to_pylist") else list(v) for n, v in answer.items()}
+    assert {len(v) for v in cells.values()} == {len(rows)}
+    return pa.table([pa.array(cells[f.name], f.type) for f in contract.writes], schema=contract.writes)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("rows", [0, 1, ROWS, 20 * ROWS])
+def test_group_answers_with_the_promised_columns(name: str, rows: int):
+    table = group_table(name, rows_of(bound(name)[1], rows))
+    assert len(table) == rows
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_group_is_the_same_on_one_thread_and_two(name: str):
+    rows = rows_of(bound(name)[1], 5000)
+    before = pa.cpu_count()
+    try:
+        found = []
+        for threads in (1, 2):
+            pa.set_cpu_count(threads)
+            found.append(bits(group_table(name, rows)))
+    finally:
+        pa.set_cpu_count(before)
+    assert found[0] == found[1]
+    chunked = pa.concat_tables([rows.slice(start, 700) for start in range(0, 5000, 700)])
+    assert bits(group_table(name, chunked)) == found[0]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_group_with_every_input_null(name: str):
+    contract = bound(name)[1]
+    rows = rows_of(contract)
+    for column in contract.reads:
+        if column != "key":
+            index = rows.column_names.index(column)
+            rows = rows.set_column(index, column, pa.nulls(len(rows), rows.schema.field(column).type))
+    assert len(group_table(name, rows)) == ROWS
+
+
+_PLAN = """
+import json, sys
+from mmdata import registry
+for name, options in json.loads(sys.argv[1]).items():
+    operator = registry.operator(name)
+    operator.contract(operator.options_type.model_validate(options))
+print(json.dumps(sorted({"torch", "torchvision", "open_clip", "transformers", "ray", "fasttext"} & set(sys.modules))))
+"""
+
+
+def test_contracts_import_no_model_package():
+    options = {name: OPTIONS[name](scratch()) if name in OPTIONS else {} for name in BUILT_IN}
+    options |= {"score_clip": {}}  # the default names an architecture of open_clip's
+    command = [sys.executable, "-c", _PLAN, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
