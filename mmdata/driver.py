@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from mmdata.column_files import ColumnFile, shard_name
-from mmdata.errors import BudgetError, RecipeError, RetryableError, StoreError
+from mmdata.errors import BudgetError, RecipeError, RetryableError
 from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
 from mmdata.lease import Lease

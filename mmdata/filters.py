@@ -288,10 +288,11 @@ def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str
     except RecursionError:
         raise Refused(_TOO_DEEP) from None
     if parsed.get("error"):
-        raise Refused(_sentence(parsed.get("error_message", "syntax error")))
+        message = parsed.get("error_message", "syntax error")
+        raise Refused(_SEVERAL if "Only SELECT statements" in message else _sentence(message))
     statements = parsed["statements"]
     if len(statements) != 1 or statements[0].get("named_param_map"):
-        raise Refused("must be one expression, not several statements and not one with parameters")
+        raise Refused(_SEVERAL)
     node: dict[str, Any] = statements[0]["node"]
     if node.get("type") != "SELECT_NODE":
         raise Refused("must be one expression, without UNION, EXCEPT or INTERSECT")
@@ -359,6 +360,7 @@ def _run(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
         raise Refused(_sentence(error)) from None
 
 
+_SEVERAL = "must be one expression, not several statements and not one with parameters"
 _TOO_DEEP = f"is nested too deeply; the limit is {MAX_DEPTH} levels"
 
 

@@ -137,7 +137,8 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
         step = item.step
         reads = [i.visible for i in step.inputs] + (["image"] if step.media else [])
         adds = [visible for _, visible in step.outputs]
-        cells = (str(step.position), step.name, step.kind, ", ".join(reads), ", ".join(adds), _left_words(item, outlook))
+        left = _left_words(item, outlook)
+        cells = (str(step.position), step.name, step.kind, ", ".join(reads), ", ".join(adds), left)
         table.add_row(*(Text(c) for c in cells))
     console.print(table)
     for warning in proved.plan.warnings:

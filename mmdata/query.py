@@ -1,8 +1,9 @@
 """DuckDB views over a dataset: `samples`, `rows`, `verdicts`, `runs` and `columns."<set>"`.
 
 Column sets are stitched to the rows by position, over the explicit file lists of `current.json`: every file of a set
-has the rows of its shard in the same order, which is proved here, once per connection, by row counts and by row_id.
-Reading by position lets DuckDB leave out the sets that a question does not touch.
+has the rows of its shard in the same order, which the run proved row by row when it wrote them. Here the footers are
+compared once per connection, so that a torn file or one of another shard is an error and never a wrong answer. Reading
+by position lets DuckDB leave out the sets that a question does not touch.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     connection.execute("SET enable_progress_bar = false")
     if not store.is_local:
         connection.register_filesystem(store.fs)
-    _require_equal_counts(connection, store, current)
-    _require_equal_rows(connection, store, current)
+    _require_same_rows(connection, store, current)
     connection.execute(f"CREATE VIEW rows AS SELECT * FROM {_files(store, current.rows)}")
     connection.execute(f"CREATE VIEW verdicts AS SELECT * FROM {_files(store, current.verdicts)}")
     connection.execute("CREATE SCHEMA columns")
@@ -50,37 +50,42 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _require_equal_counts(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
-    counts = {}
-    for what, names in (("rows", current.rows), ("verdicts", current.verdicts), *current.sets.items()):
-        paths = [store.path_for_duckdb(n) for n in names]
-        try:
-            found = connection.execute(
-                "SELECT file_name, num_rows FROM parquet_file_metadata($paths)", {"paths": paths}
-            ).fetchall()
-        except duckdb.Error as error:
-            first = str(error).splitlines()[0]
-            raise StoreError(f"{store.url}: a file of {what} is missing or torn ({first})") from None
-        by_name = dict(found)
-        counts[what] = [by_name.get(p, -1) for p in paths]
-    for what, numbers in counts.items():
-        for shard, expected, got in zip(current.shards, counts["rows"], numbers, strict=True):
-            if expected != got:
+def _require_same_rows(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
+    """Every file holds as many rows as its shard has, with the same smallest and largest row_id: footers say so.
+
+    So a file that is short, or another shard's, is found at the price of reading footers. That the order in a file is
+    that of its shard was proved when it was written.
+    """
+    expected: list[_Extent] = []
+    for what, names in (("base rows", current.rows), ("verdicts", current.verdicts), *current.sets.items()):
+        found = _extents(connection, store, what, names)
+        expected = expected or found
+        for shard, ours, theirs in zip(current.shards, expected, found, strict=True):
+            if ours[0] != theirs[0]:
                 raise StoreError(
-                    f"{store.url}: shard {shard:05d} of {what} has {got} rows where the base rows have {expected}; "
-                    "remove that file and run the recipe again"
+                    f"{store.url}: shard {shard:05d} of {what} has {theirs[0]} rows where the base rows have "
+                    f"{ours[0]}; remove that file and run the recipe again"
                 )
+            if ours != theirs or (theirs[1] is not None and theirs[1] >> ROWS_PER_SHARD_BITS != shard):
+                raise StoreError(_misplaced(store, what, shard))
 
 
-def _require_equal_rows(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
-    """Equal counts do not tell a file of one shard from that of another: every row_id is compared, set by set."""
-    for what, names in (("verdicts", current.verdicts), *current.sets.items()):
-        [(first,)] = connection.execute(
-            f"SELECT min(r.row_id) FROM {_files(store, current.rows)} AS r "
-            f"POSITIONAL JOIN {_files(store, names)} AS s WHERE r.row_id IS DISTINCT FROM s.row_id"
+_Extent = tuple[int, int | None, int | None]  # rows, smallest row_id, largest row_id
+
+
+def _extents(connection: duckdb.DuckDBPyConnection, store: Store, what: str, names: Sequence[str]) -> list[_Extent]:
+    paths = [store.path_for_duckdb(n) for n in names]
+    try:
+        found = connection.execute(
+            "SELECT file_name, sum(row_group_num_rows), min(stats_min_value::BIGINT), max(stats_max_value::BIGINT) "
+            "FROM parquet_metadata($paths) WHERE path_in_schema = 'row_id' GROUP BY 1",
+            {"paths": paths},
         ).fetchall()
-        if first is not None:
-            raise StoreError(_misplaced(store, what, first >> ROWS_PER_SHARD_BITS))
+    except duckdb.Error as error:
+        first = str(error).splitlines()[0]
+        raise StoreError(f"{store.url}: a file of {what} is missing or torn ({first})") from None
+    by_name: dict[str, _Extent] = {name: (int(rows), least, most) for name, rows, least, most in found}
+    return [by_name.get(path, (0, None, None)) for path in paths]  # a file without rows has no row groups
 
 
 def _misplaced(store: Store, what: str, shard: int) -> str:

@@ -31,8 +31,8 @@ class Repeats:
 
     def __init__(self, store: Store, files: Mapping[str, dict[int, ColumnFile]], bound: Sequence[BoundStep]) -> None:
         self._store, self._files, self._bound = store, files, bound
-        self._deaths: Counter[str] = Counter()
-        self._out_of_memory: set[str] = set()
+        self._deaths: Counter[tuple[str, int]] = Counter()  # (context, shard) → workers lost
+        self._out_of_memory: set[tuple[str, int]] = set()
 
     def again(self, finished: Finished) -> Item | None:
         """The item to submit once more; None when it ended well. Raises the errors that a repeat does not mend."""
@@ -40,9 +40,9 @@ class Repeats:
         if finished.died is not None or isinstance(error, DeviceLost):
             self._count_death(item, finished.died or str(error))
         elif isinstance(error, DeviceOutOfMemory):
-            if item.name in self._out_of_memory:
+            if (item.context, item.shard) in self._out_of_memory:
                 raise RetryableError(f"{error}, also after a restart; {self._smaller(error.step)}") from error
-            self._out_of_memory.add(item.name)
+            self._out_of_memory.add((item.context, item.shard))
         elif isinstance(error, FailsEverywhere) and (proven := self._succeeded(item, error.step)):
             item = replace(item, proven=item.proven | proven)
         elif error is not None:
@@ -52,9 +52,9 @@ class Repeats:
         return self._renewed(item)
 
     def _count_death(self, item: Item, cause: str) -> None:
-        self._deaths[item.name] += 1
+        self._deaths[item.context, item.shard] += 1
         limit = DEATHS_OF_RESOLVE if item.kind == "resolve" else DEATHS_OF_ITEM
-        if self._deaths[item.name] >= limit:
+        if self._deaths[item.context, item.shard] >= limit:
             raise RetryableError(f"the {item.name} lost its worker {limit} times ({cause}); the same command resumes")
 
     def _renewed(self, item: Item) -> Item:

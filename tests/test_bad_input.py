@@ -70,7 +70,7 @@ def _source(**changes: Any) -> dict[str, Any]:
 # What is changed in a good recipe, and what the sentence must say.
 STEPS: list[tuple[dict[str, Any], list[str]]] = [
     ({"steps": ["prob_image"]}, ["step 1", "'prob_image'", "did you mean 'probe_image'?"]),
-    ({"steps": ["probe_image", "xyz"]}, ["step 2", "'xyz'", "known: detect_language, "]),
+    ({"steps": ["probe_image", "xyz"]}, ["step 2", "'xyz'", "known: ", "hash_image, "]),
     ({"steps": ["hash_image", {"near_duplicates": {"max_distence": 4}}]}, ["step 2", "mean 'max_distance'?"]),
     ({"steps": [{"hash_image": {"on_eror": "keep"}}]}, ["step 1", "'on_eror'", "did you mean 'on_error'?"]),
     ({"steps": [{"probe_image": {"size": 3}}]}, ["step 1 (probe_image)", "'size'"]),
@@ -106,7 +106,7 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     (_filter("aspect_ratio"), ["DOUBLE", "true or false"]),
     (_filter("caption"), ["VARCHAR", "true or false"]),
     (_filter("true; SELECT 1"), ["one expression", "not several statements"]),
-    (_filter("number > 1; DROP TABLE samples"), ["SQL"]),
+    (_filter("number > 1; DROP TABLE samples"), ["one expression", "not several statements"]),
     (_filter("number > (SELECT 1)"), ["subquery"]),
     (_filter("EXISTS (FROM range(3))"), ["subquery"]),
     (_filter("number IN (SELECT 1)"), ["subquery"]),

@@ -44,6 +44,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
 def binary(*arguments: str, cwd: Path) -> bytes:
     """Standard output of a command in a process of its own."""
     command = [sys.executable, "-c", "from mmdata.cli import main; main()", *arguments]

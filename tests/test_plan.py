@@ -13,17 +13,18 @@ import pyarrow as pa
 import pytest
 import synthetic
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 from rich.console import Console
 
 import mmdata
-from mmdata import outlook
+from mmdata import outlook, registry
 from mmdata.errors import RecipeError
 from mmdata.plan import Plan, Resolved, chain, identity, plan_recipe
 from mmdata.preflight import prove
 from mmdata.recipe import parse
-from mmdata.stage import stage
+from mmdata.stage import Contract, Options, Stage, parse_schema, stage
 
 EXTRA = pa.schema([("number", pa.int64()), ("license", pa.string())])
 HASH = {"near_duplicates": {"of": "phash"}}
@@ -32,6 +33,12 @@ HASH = {"near_duplicates": {"of": "phash"}}
 @pytest.fixture(autouse=True, scope="module")
 def _operators() -> None:
     synthetic.register_all()
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 def plan(*steps: Any, **changes: Any) -> Plan:
@@ -121,11 +128,6 @@ def test_the_order_of_a_group_counts_by_its_meaning() -> None:
 
 
 def test_the_seed_enters_only_where_an_operator_has_one() -> None:
-    from pydantic import Field
-
-    from mmdata import registry
-    from mmdata.stage import Contract, Options, Stage, parse_schema
-
     class DrawOptions(Options):
         seed: int = Field(0, description="of the draw")
 
@@ -155,6 +157,8 @@ def test_a_decorated_stage_is_known_by_its_file(tmp_path: Path) -> None:
     assert one != made("def halve(batch):\n    return {'half': [n / 3 for n in batch['number']]}\n")
 
 
+# What the fixture puts back does not change between examples.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.permutations(["make_sevens", "measure_mean", "probe_image", "probe_text"]), st.sets(st.integers(0, 4)))
 def test_position_and_filters_never_change_a_stage(order: list[str], filters: set[int]) -> None:
     steps: list[Any] = list(order)

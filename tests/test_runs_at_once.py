@@ -168,7 +168,7 @@ def test_a_folder_that_vanishes_stops_the_run(event: str, place: Place, truth: P
     assert not (place.dataset / "current.json").exists()
     assert not place.shards.exists()
     code, errors = place.command(*INLINE)
-    if place.files() - place.files("runs") and code != 0:
+    if code != 0:  # the run had made the folder anew before it noticed
         assert code == 2
         assert is_one_sentence(errors), errors
         assert "is not empty and no dataset" in errors

@@ -93,6 +93,7 @@ def stamp_batch() -> Batch:
     return make_batch([path.read_bytes() for path, _ in pairs], caption=[caption for _, caption in pairs])
 
 
+@pytest.mark.timeout(1200)  # a minute on two idle cores, several where they are shared
 def test_means_something_on_the_stamps(stage: ScoreConse, stamp_batch: Batch, capsys: pytest.CaptureFixture[str]):
     encoder = stage._encoder
     images = encoder.images(stamp_batch.pixels(Pixels(224, "pad", "bilinear")))
