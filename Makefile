@@ -3,6 +3,7 @@
 
 BIN := .venv/bin
 export PYTHON
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-long lint format lock bench clean
 
