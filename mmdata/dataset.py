@@ -218,10 +218,15 @@ def run(
         read = recipes.parse(recipe, overrides=overrides)
     proved = prove(read)
     with Progress(quiet=quiet) as progress:
-        report = execute(proved, RunOptions(runner, workers, address, device, allow_mixed), progress)
-        made = Dataset(read.dataset)
-        made.report = report
-        if read.export is not None:
-            with progress.step("export", made.funnel().kept) as line:
-                export(made, read.export, report.current.recipe, lambda rows: line.advance(done=rows))
+
+        def write_export(current: ledger.Current) -> None:
+            if read.export is not None:
+                finished = Dataset(read.dataset)
+                with progress.step("export", finished.funnel().kept) as line:
+                    export(finished, read.export, current.recipe, lambda rows: line.advance(done=rows))
+
+        options = RunOptions(runner, workers, address, device, allow_mixed)
+        report = execute(proved, options, progress, write_export)
+    made = Dataset(read.dataset)
+    made.report = report
     return made

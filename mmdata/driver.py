@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -65,15 +65,15 @@ class Report:
     seconds: float = 0.0
 
 
-def execute(proved: Proved, options: RunOptions, progress: Progress) -> Report:
-    """Run a proved recipe to its end and publish the ledger; the export is the caller's next step.
+def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Callable[[Current], None]) -> Report:
+    """Run a proved recipe to its end and publish the ledger, then `finish` (the export) while the dataset is held.
 
     Raises StoreError, BudgetError, ContractError or RetryableError when it must stop; the same command resumes.
     """
     if options.runner == "ray" and not proved.store.is_local:
         raise RecipeError(f"{proved.store.url} lives in this process only; use --runner inline, or a folder on disk")
     driver = _Driver(proved, options, progress)
-    return driver.run()
+    return driver.run(finish)
 
 
 def _make_pool(options: RunOptions) -> Pool:
@@ -117,8 +117,8 @@ class _Driver:
             self._pool = _make_pool(self.options)
         return self._pool
 
-    def run(self) -> Report:
-        """From dataset.json to current.json."""
+    def run(self, finish: Callable[[Current], None]) -> Report:
+        """From dataset.json to current.json, and on to what `finish` does."""
         began, started = time.monotonic(), datetime.now(UTC)
         with Lease.acquire(self.store, self.id) as lease:
             self.lease = lease
@@ -131,14 +131,20 @@ class _Driver:
                     if part.group is not None:
                         self._run_group(part.group)
                 current, changed = self._publish()
+                self._close_pool()
+                finish(current)
                 status = "done"
             finally:
-                if self._pool is not None:
-                    self._pool.close()
+                self._close_pool()
                 self._record(status, started, time.monotonic() - began)
         return Report(
             self.id, current, changed, self.work, dict(self.by_status), self.media_reads, time.monotonic() - began
         )
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def _dataset(self) -> DatasetDocument:
         if self.proved.document.data is None:

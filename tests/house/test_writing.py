@@ -1,0 +1,76 @@
+"""Only `Store` writes into a dataset folder: every other call that writes, moves or removes a file is listed here.
+
+The list names modules with where they write. A module that begins to write fails this test until somebody has said
+where to; one that stops has to leave the list.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from house import modules
+
+WRITERS = {
+    "local_disk": "the two ways a name comes to be in a dataset folder, for Store alone",
+    "store": "the only door to a dataset folder",
+    "column_files": "write_parquet makes local files, which Store.commit publishes",
+    "scratch": "scratch folders of this process",
+    "ingest_journal": "node scratch",
+    "isolate": "node scratch: the journal of what a worker was doing",
+    "media.tar": "a local file in scratch, or in an export's attempt folder",
+    "shards": "an export's attempt folder",
+    "publish": "an export's attempt folder, renamed when it is whole",
+    "layout": "Parquet bytes in memory, which are hashed",
+    "answers": "the answer of `mmdata sql`, to standard output",
+    "sample": "a temporary dataset's list, in scratch",
+    "clean": "removes stale scratch; in the dataset it asks Store",
+    "demo": "the demo's own folder, around its dataset",
+}
+
+_METHODS = {"write_text", "write_bytes", "unlink", "rmdir", "touch", "mkdir", "symlink_to", "hardlink_to", "rename"}
+_FUNCTIONS = {
+    *("os.remove", "os.unlink", "os.rmdir", "os.mkdir", "os.makedirs", "os.rename", "os.replace", "os.link"),
+    *("os.symlink", "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copy", "shutil.copy2", "shutil.copytree"),
+    *("shutil.copyfile", "shutil.copyfileobj", "tempfile.mkdtemp", "tempfile.mkstemp", "tempfile.TemporaryDirectory"),
+    *("tempfile.NamedTemporaryFile", "pq.write_table", "pq.ParquetWriter", "pyarrow.parquet.ParquetWriter", "np.save", "tarfile.open"),
+}
+_FSSPEC = {"pipe", "pipe_file", "put_file", "cp_file", "rm_file", "mv", "rm"}
+
+
+def _writes(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    if name.split(".")[-1] == "open":
+        said = [ast.unparse(a) for a in call.args] + [ast.unparse(k.value) for k in call.keywords if k.arg == "mode"]
+        return any(mode.strip("'\"")[:1] in "wax" and len(mode) <= 6 for mode in said if mode[:1] in "'\"") or any(
+            flag in text for text in said for flag in ("O_CREAT", "O_WRONLY", "O_RDWR")
+        )
+    return name in _FUNCTIONS or method in _METHODS or method in _FSSPEC
+
+
+def _calls(name: str) -> list[ast.Call]:
+    return [node for node in ast.walk(modules()[name]) if isinstance(node, ast.Call)]
+
+
+def test_every_module_that_writes_files_says_where() -> None:
+    writing = {name.removeprefix("mmdata.") for name in modules() if any(map(_writes, _calls(name)))}
+    assert writing == set(WRITERS)
+
+
+def test_the_rule_sees_what_it_should() -> None:
+    seen = (
+        "open(p, 'w')|p.open('xb')|open(p, mode='a')|os.open(p, os.O_CREAT)|pq.ParquetWriter(p, s)|fs.pipe_file(a, b)"
+    )
+    unseen = "open(p)|open(p, 'rb')|p.open(encoding='utf-8')|text.replace('a', 'b')|os.open(p, os.O_RDONLY)"
+    for source in seen.split("|"):
+        assert _writes(ast.parse(source, mode="eval").body), source  # type: ignore[arg-type]
+    for source in unseen.split("|"):
+        assert not _writes(ast.parse(source, mode="eval").body), source  # type: ignore[arg-type]
+
+
+def test_only_the_store_publishes_and_touches_the_file_system_of_a_dataset() -> None:
+    for name in modules():
+        for call in _calls(name):
+            text = ast.unparse(call.func)
+            if text.startswith("local_disk.") or ".fs." in text:
+                assert name in ("mmdata.store", "mmdata.local_disk"), f"{name}:{call.lineno}: {text}"
