@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import PydanticUndefined
 
 from mmdata import registry
 from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
@@ -80,7 +79,7 @@ def describe(name: str) -> str:
     operator = registry.operator(name)
     parts = [name, "", inspect.getdoc(operator) or "", "", "Options:"]
     for option, info in operator.options_type.model_fields.items():
-        default = "required" if info.default is PydanticUndefined and info.default_factory is None else _default(info)
+        default = "required" if info.is_required() else _default(info)
         parts.append(f"  {option} ({default}): {info.description or ''}".rstrip())
     if not operator.options_type.model_fields:
         parts.append("  none")

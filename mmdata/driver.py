@@ -24,9 +24,9 @@ from mmdata.group_work import GroupJob
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
-from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool
+from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool, Tick
 from mmdata.preflight import Proved
-from mmdata.progress import Progress, Step
+from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
 from mmdata.repeats import Repeats
 from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
@@ -76,12 +76,12 @@ def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Cal
     return driver.run(finish)
 
 
-def _make_pool(options: RunOptions) -> Pool:
+def _make_pool(options: RunOptions, tick: Tick) -> Pool:
     if options.runner == "inline":
-        return InlinePool(options.device)
+        return InlinePool(options.device, tick)
     from mmdata.ray_pool import RayPool
 
-    return RayPool(options.workers, options.address, options.device)
+    return RayPool(options.workers, options.address, options.device, tick)
 
 
 class _Driver:
@@ -107,14 +107,14 @@ class _Driver:
         self._pool: Pool | None = None
         self._contexts: dict[str, Any] = {}
         self._shared: set[str] = set()
-        self._fetch_line: Step | None = None
+        self._fetch_line = FetchLine(progress)
         self._fetched_shards = 0
 
     @property
     def pool(self) -> Pool:
         """The workers, started when the first item needs them: a run with nothing to do starts none."""
         if self._pool is None:
-            self._pool = _make_pool(self.options)
+            self._pool = _make_pool(self.options, self._fetch_line.tell)
         return self._pool
 
     def run(self, finish: Callable[[Current], None]) -> Report:
@@ -167,7 +167,7 @@ class _Driver:
                     ready.extend(self._unfinished(number, part, context, [shard], line))
                 elif self._take_passed(finished.result, line):
                     again.add(shard)
-            self._end_fetch_line()
+            self._fetch_line.end()
             for _ in range(TRANSIENT_ROUNDS):
                 items = deque(self._pass_item(number, part, shard) for shard in sorted(again))
                 again = {f.item.shard for f in self._drive(iter(()), items) if self._take_passed(f.result, None)}
@@ -187,7 +187,7 @@ class _Driver:
             name, document, full = identity(step, resolved, self._sets())
             self.bound.append(BoundStep(step, name, document, full, resolved))
             self.files.setdefault(name, self.store.coverage(name))
-        threads = max(1, os.cpu_count() or 1) if self.options.runner == "inline" else 1
+        threads = len(os.sched_getaffinity(0)) if self.options.runner == "inline" else part.threads
         context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads, self._worker_run)
         self._contexts[f"pass {number}"] = context
         return context
@@ -240,6 +240,7 @@ class _Driver:
             rows_file=self.rows[shard],
             files=self._files_of(shard),
             on_actor=part.uses_model,
+            gpu=part.gpu,
         )
 
     # Keeping the pool full
@@ -305,8 +306,7 @@ class _Driver:
         for shard, table in enumerate(recipe.source.tables(recipe.fetch.shard_rows)):
             self._fetched_shards = shard + 1
             if shard not in self.rows:
-                if self._fetch_line is None:
-                    self._fetch_line = self.progress.step("fetch", None).__enter__()
+                self._fetch_line.begin()
                 yield Item("ingest", "ingest", shard, table, f"{self.id}-{secrets.token_hex(2)}")
 
     def _take_ingested(self, finished: Finished) -> None:
@@ -314,14 +314,7 @@ class _Driver:
         self.by_status.update(counts.by_status)
         self.ingest_seconds += counts.seconds
         self.rows[finished.item.shard] = f"rows/{shard_name(finished.item.shard)}.g0.parquet"
-        ok = counts.by_status.get("ok", 0)
-        if self._fetch_line is not None:
-            self._fetch_line.advance(done=counts.rows, kept=ok, failed=counts.rows - ok)
-
-    def _end_fetch_line(self) -> None:
-        if self._fetch_line is not None:
-            self._fetch_line.__exit__(None, None, None)
-            self._fetch_line = None
+        self._fetch_line.finish(counts.rows, counts.by_status.get("ok", 0))
 
     def _note_ingested(self, document: DatasetDocument) -> None:
         """The list has been read to its end: the number of its shards is known from now on."""

@@ -85,6 +85,16 @@ class Pass:
         """Whether a worker must keep a model open, so that actors are worth their start."""
         return any(s.contract is not None and s.contract.batch_shape is not None for s in self.steps)
 
+    @property
+    def gpu(self) -> float:
+        """Share of an accelerator that a worker of this pass holds, where there is one."""
+        return max((s.contract.needs.gpu for s in self.steps if s.contract is not None), default=0.0)
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads of a worker of this pass."""
+        return max((s.contract.needs.threads for s in self.steps if s.contract is not None), default=1)
+
 
 @dataclass(frozen=True)
 class Resolved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,9 +22,20 @@ from mmdata.stage import Stage
 from mmdata.store import Store
 from mmdata.work import PassContext, close_stages, journal_folder, run_pass
 
-__all__ = ["Finished", "IngestContext", "InlinePool", "Item", "Pool", "local_device", "perform", "resolve_stage"]
+__all__ = [
+    "Finished",
+    "IngestContext",
+    "InlinePool",
+    "Item",
+    "Pool",
+    "Tick",
+    "local_device",
+    "perform",
+    "resolve_stage",
+]
 
 Kind = Literal["ingest", "pass", "resolve"]
+Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class Item:
     rows_file: str = ""
     files: Mapping[str, ColumnFile] = field(default_factory=dict)
     on_actor: bool = False  # the pass keeps a model open
+    gpu: float = 0.0  # share of an accelerator its worker holds, where there is one
     proven: frozenset[str] = frozenset()  # sets of which some row has succeeded in another item
 
     @property
@@ -93,18 +105,22 @@ class Pool(Protocol):
         """Stop everything in flight and let go of the workers."""
 
 
+def _untold(rows: int) -> None:
+    """For when nobody watches."""
+
+
 _engine: FilterEngine | None = None
 
 
-def perform(context: Any, item: Item) -> Any:
-    """Do one item in this process."""
+def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
+    """Do one item in this process; `tick` is told how many more rows are fetched."""
     global _engine
     if item.kind == "ingest":
         assert item.rows is not None
         assert isinstance(context, IngestContext)
         journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
         kind, fetch = context.source_kind, context.fetch
-        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, journal=journal)
+        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, tick, journal)
     if item.kind == "resolve":
         return resolve_stage(*context)
     assert isinstance(context, PassContext)
@@ -152,8 +168,9 @@ def local_device() -> str:
 class InlinePool:
     """This process: one item at a time, done when it is waited for."""
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", tick: Tick = _untold) -> None:
         self.device = local_device() if device == "auto" else device
+        self._tick = tick
         self._contexts: dict[str, Any] = {}
         self._queue: deque[Item] = deque()
 
@@ -173,7 +190,7 @@ class InlinePool:
         """Do the item now; its exception is its error, but Ctrl-C goes through."""
         item = self._queue.popleft()
         try:
-            return Finished(item, perform(self._contexts[item.context], item))
+            return Finished(item, perform(self._contexts[item.context], item, self._tick))
         except Exception as error:  # noqa: BLE001  handed to the driver, which raises what is not its to mend
             return Finished(item, error=error)
 

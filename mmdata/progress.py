@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as LiveLines
     from rich.progress import TaskID
 
-__all__ = ["Progress", "Step"]
+__all__ = ["FetchLine", "Progress", "Step"]
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -153,3 +153,41 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class FetchLine:
+    """The line of fetching, made by its first shard; rows are told as they come, and again shard by shard."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._step: Step | None = None
+        self._told = self._finished = self._shown = 0
+
+    def begin(self) -> None:
+        """There is a shard to fetch."""
+        if self._step is None:
+            self._step = self._progress.step("fetch").__enter__()
+
+    def tell(self, rows: int) -> None:
+        """So many more rows are fetched, of a shard that goes on."""
+        self._told += rows
+        self._show()
+
+    def finish(self, rows: int, kept: int) -> None:
+        """A shard is done; `kept` of its `rows` have media."""
+        self._finished += rows
+        if self._step is not None:
+            self._step.advance(kept=kept, failed=rows - kept)
+        self._show()
+
+    def _show(self) -> None:
+        rows = max(self._told, self._finished)
+        if self._step is not None and rows > self._shown:
+            self._step.advance(done=rows - self._shown)
+            self._shown = rows
+
+    def end(self) -> None:
+        """Nothing more is fetched."""
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None

@@ -6,15 +6,20 @@ item of a dead worker back to the node whose scratch holds its journal. The only
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 from mmdata.errors import MissingExtra, RetryableError, StoreError
 from mmdata.pool import Finished, Item, perform
 
 __all__ = ["RayPool"]
+
+_TOLD_EVERY_S = 1.0
 
 
 class RayPool:
@@ -23,7 +28,13 @@ class RayPool:
     At most one item is in flight per CPU. Of a pass with a model and fetching still going on, each gets about half.
     """
 
-    def __init__(self, workers: int | None = None, address: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        address: str | None = None,
+        device: str = "auto",
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -45,8 +56,10 @@ class RayPool:
         self._flights: dict[Any, tuple[Item, str | None, Any]] = {}  # reference → item, node, actor
         self._idle: list[tuple[Any, str]] = []
         self._actors = 0
-        self._perform = self._ray.remote(perform)
+        self._perform = self._ray.remote(_perform)
         self._actor_class = self._ray.remote(_Actor)
+        self._tick = tick
+        self._ticker: Any = None
 
     def _start(self, workers: int | None, address: str | None) -> None:
         where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
@@ -71,6 +84,8 @@ class RayPool:
         if item.kind == "ingest" and self._actors:
             return self._fetching() < max(1, self.slots - self._actors)
         if item.on_actor and not self._idle:
+            if self.device == "cuda" and item.gpu and (self._actors + 1) * item.gpu > self.gpus:
+                return False
             return self._actors == 0 or self._actors + self._fetching() < self.slots
         return True
 
@@ -78,7 +93,7 @@ class RayPool:
         """Start it, on that node if it is still there."""
         context = self._contexts[item.context]
         if item.on_actor:
-            actor, at = self._take_actor(node)
+            actor, at = self._take_actor(node, item.gpu if self.device == "cuda" else 0)
             self._flights[actor.perform.remote(context, item)] = (item, at, actor)
             return
         at = node or next(self._turn)
@@ -88,15 +103,19 @@ class RayPool:
         options: dict[str, Any] = {"num_cpus": 0 if self.slots == 1 else 1, "num_gpus": gpus, "max_retries": 0}
         if not gpus:
             options["scheduling_strategy"] = strategy
-        self._flights[self._perform.options(**options).remote(context, item)] = (item, at, None)
+        watched = item.kind == "ingest" and self._tick is not None
+        if watched and self._ticker is None:
+            self._ticker = self._ray.remote(_Ticker).options(num_cpus=0).remote()
+        reference = self._perform.options(**options).remote(context, item, self._ticker if watched else None)
+        self._flights[reference] = (item, at, None)
 
-    def _take_actor(self, node: str | None) -> tuple[Any, str]:
+    def _take_actor(self, node: str | None, gpu: float) -> tuple[Any, str]:
         for index, (_, at) in enumerate(self._idle):
             if node is None or at == node:
                 return self._idle.pop(index)
         options: dict[str, Any] = {"num_cpus": 0 if self.slots == 1 else 1, "max_restarts": 0, "max_task_retries": 0}
-        if self.device == "cuda":
-            options["num_gpus"] = min(1.0, self.gpus / self.slots) if self.gpus < self.slots else 1
+        if gpu:
+            options["num_gpus"] = gpu
         if node is not None:
             options["scheduling_strategy"] = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 node, soft=True
@@ -111,7 +130,7 @@ class RayPool:
 
     def wait(self) -> Finished:
         """The next item that ends."""
-        [reference], _ = self._ray.wait(list(self._flights), num_returns=1)
+        reference = self._next()
         item, node, actor = self._flights.pop(reference)
         try:
             finished = Finished(item, self._ray.get(reference), node=node)
@@ -133,6 +152,16 @@ class RayPool:
             self._idle.append((actor, node or ""))
         return finished
 
+    def _next(self) -> Any:
+        """The next reference that is ready; rows fetched meanwhile are told as they come."""
+        while True:
+            ready, _ = self._ray.wait(list(self._flights), num_returns=1, timeout=_TOLD_EVERY_S)
+            if self._ticker is not None and self._tick is not None and self._fetching():
+                with contextlib.suppress(self._ray.exceptions.RayError):  # a lost count is no reason to stop
+                    self._tick(self._ray.get(self._ticker.take.remote(), timeout=_TOLD_EVERY_S))
+            if ready:
+                return ready[0]
+
     def recycle(self) -> None:
         """Stop the idle actors; the next pass starts its own."""
         for actor, _ in self._idle:
@@ -151,6 +180,38 @@ class RayPool:
         self.recycle()
         if self._owns_cluster:
             self._ray.shutdown()
+
+
+class _Ticker:
+    """Counts fetched rows between two looks of the driver."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        """So many more."""
+        self._rows += rows
+
+    def take(self) -> int:
+        """What came since the last call."""
+        rows, self._rows = self._rows, 0
+        return rows
+
+
+def _perform(context: Any, item: Item, ticker: Any) -> Any:
+    """Do one item as a task; fetched rows are told at most once a second."""
+    if ticker is None:
+        return perform(context, item)
+    held, told = 0, time.monotonic()
+
+    def tick(rows: int) -> None:
+        nonlocal held, told
+        held += rows
+        if time.monotonic() - told >= _TOLD_EVERY_S:
+            ticker.add.remote(held)
+            held, told = 0, time.monotonic()
+
+    return perform(context, item, tick)
 
 
 class _Actor:

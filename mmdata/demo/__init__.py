@@ -1,10 +1,11 @@
-"""The demo: the whole job on 51 rows that this machine serves to itself, as `mmdata demo` and `make demo`."""
+"""The demo: the whole job on 50 rows that this machine serves to itself, as `mmdata demo` and `make demo`."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shlex
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -75,7 +76,8 @@ def _empty(folder: Path) -> Path:
         if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
             recipe.replace(folder / "recipe.edited.yaml")
         for name in ("dataset", "shards"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
     recipe.write_text(text, encoding="utf-8")
@@ -102,15 +104,12 @@ def _report(console: Console, dataset: Dataset, folder: Path) -> None:
     relation = dataset.sql(QUESTION)
     _say(console, f"\nAsked in SQL, what became of each kind of row (`truth` is a column of the list):\n\n{QUESTION}\n")
     _print_table(console, relation.columns, relation.fetchall())
-    place = folder / "dataset"
+    place, again = shlex.quote(str(folder / "dataset")), shlex.quote(str(folder / "recipe.yaml"))
     key = dataset.sql("SELECT key FROM samples WHERE reason = 'aligned' ORDER BY row_id LIMIT 1").fetchall()
     _say(console, f"\nThe shards are in {folder / 'shards'}. Three commands to type next:\n")
-    _say(console, f"  mmdata why {place} {key[0][0] if key else '00000000'}      # why this sample was dropped")
+    _say(console, f"  mmdata why {place} {key[0][0] if key else '000000000'}      # why this sample was dropped")
     _say(console, f'  mmdata sql {place} "SELECT key, caption, conse_score FROM samples ORDER BY conse_score LIMIT 5"')
-    _say(
-        console,
-        f'  mmdata run {folder / "recipe.yaml"} --set "filters.aligned=conse_score >= 0.5"   # computes nothing anew',
-    )
+    _say(console, f'  mmdata run {again} --set "filters.aligned=conse_score >= 0.5"      # no picture is scored again')
 
 
 def _print_table(console: Console, columns: list[str], lines: list[tuple[object, ...]]) -> None:

@@ -34,7 +34,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The demo's rows, 51 of them; what is good comes first, so that a copy never stands before its original."""
+    """The demo's rows, 50 of them; what is good comes first, so that a copy never stands before its original."""
     pictures = files("mmdata") / "demo" / "pictures"
     listed = list(csv.DictReader(io.StringIO((pictures / "captions.csv").read_text(encoding="utf-8"))))
     body = {line["file"]: (pictures / line["file"]).read_bytes() for line in listed}
@@ -99,6 +99,14 @@ def _changed(data: bytes, scale: float = 1.0, quality: int = 80, brightness: flo
     return written.getvalue()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # a client that never hangs up does not hold the demo's end
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that left early, as a fetcher leaves slow rows, is part of the demo."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server: `url(row)` is where it hands out a row."""
@@ -131,8 +139,7 @@ class Server:
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing: the run's own progress is what is to be read."""
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            server.daemon_threads = True
+        with _Server(("127.0.0.1", 0), Handler) as server:
             thread = threading.Thread(target=server.serve_forever, name="demo-server", daemon=True)
             thread.start()
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pickle
 from collections.abc import Iterator
 
@@ -81,15 +82,22 @@ def _subclasses(of: type[BaseException]) -> list[type[BaseException]]:
     ]
 
 
+def _arguments(kind: type[BaseException]) -> int:
+    """How many arguments its `__init__` asks for; one, the message, where it has none of its own."""
+    if kind.__init__ is BaseException.__init__ or kind.__init__ is Exception.__init__:
+        return 1
+    return len([p for p in inspect.signature(kind).parameters.values() if p.default is p.empty])
+
+
 def test_every_error_pickles() -> None:
     for name in modules():
         importlib.import_module(name)
     kinds = _subclasses(MmdataError)
     assert len(kinds) >= 8
     for kind in kinds:
-        error = kind("step clip, shard 3: what, where, what was expected")
+        error = kind(*["step clip, shard 3: what it is", "clip", "third"][: _arguments(kind)])
         again = pickle.loads(pickle.dumps(error))
-        assert (type(again), str(again), again.args) == (kind, str(error), error.args)
+        assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
 
 
 def test_a_decoders_error_pickles_with_its_kind() -> None:
