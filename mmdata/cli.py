@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,6 +44,13 @@ def _console(stderr: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a file or pipe has no width, and 80 columns fold names
     return console
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _say(text: str) -> None:
@@ -134,17 +142,27 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
 
 
 @app.command()
-def show(dataset: Dataset) -> None:
+def show(
+    dataset: Dataset,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the funnel into this SVG file instead")] = None,
+) -> None:
     """The funnel: what became of every row.
 
     Rows in, kept, dropped by reason, failed by reason, and seconds per step.
 
-    Example: mmdata show data/pets
+    \b
+    Examples:
+      mmdata show data/pets
+      mmdata show data/pets --svg funnel.svg
     """
     from mmdata import funnel
     from mmdata.dataset import open as open_dataset
 
-    funnel.render(open_dataset(dataset).funnel(), _console())
+    found = open_dataset(dataset).funnel()
+    if svg is None:
+        funnel.render(found, _console())
+    else:
+        _write(svg, funnel.svg(found))
 
 
 @app.command()

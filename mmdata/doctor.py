@@ -43,14 +43,15 @@ EXTRAS: dict[str, Extra] = {
         },
     ),
 }
+_DRIVER, _DEVICE = Path("/proc/driver/nvidia/gpus"), Path("/dev/nvidia0")
 _CORE = ("ray", "duckdb", "pyarrow", "datasets", "webdataset")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: `found` says what is there, or what is not; `command` brings it; None = nothing is missing, or no command can.
+    """One line: `found` says what is there, or what is not; `needed` is False for what only some recipes use.
 
-    `needed` is False for what only some recipes use.
+    `command` brings what is missing; None = nothing is, or no command can.
     """
 
     topic: str
@@ -115,11 +116,11 @@ def _memory_bytes() -> int:
 def _gpus() -> list[str]:
     """Models as NVIDIA's driver names them; asking torch, or nvidia-smi, would take seconds."""
     names = []
-    for folder in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for folder in sorted(_DRIVER.glob("*/information")):
         for line in folder.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Model:"):
                 names.append(line.partition(":")[2].strip())
-    if not names and Path("/dev/nvidia0").exists():
+    if not names and _DEVICE.exists():
         names.append("an NVIDIA device")
     return names
 

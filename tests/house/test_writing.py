@@ -24,6 +24,7 @@ WRITERS = {
     "answers": "the answer of `mmdata sql`, to standard output",
     "sample": "a temporary dataset's list, in scratch",
     "clean": "removes stale scratch; in the dataset it asks Store",
+    "cli": "the picture that `mmdata show --svg FILE` asks for, where the user says",
     "demo": "the demo's own folder, around its dataset",
 }
 

@@ -1,0 +1,62 @@
+"""Every command that README and docs show after the demo runs, in the order in which they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "docs/dataset.md", "docs/recipe.md"]
+MMDATA = [sys.executable, "-c", "from mmdata.cli import main; main()"]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The lines that begin with `$ mmdata` in ```console blocks."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    assert lines, f"{page} shows no command"
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("docs")
+    done = subprocess.run([*MMDATA, "demo", "--runner", "inline"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run(page: str, demo: Path) -> None:
+    for command in commands(page):
+        assert command[0] == "mmdata"
+        done = subprocess.run([*MMDATA, *command[1:]], cwd=demo, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+        assert done.stdout.strip()
+
+
+def test_the_python_of_the_dataset_page_runs(demo: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/dataset.md").read_text(encoding="utf-8"), re.S | re.M)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], cwd=demo, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_stage_of_the_readme_is_a_stage() -> None:
+    import mmdata
+    from mmdata import registry
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [block] = [b for b in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if "@mmdata.stage" in b]
+    code = compile(block, "README.md", "exec")
+    exec(code, {"mmdata": mmdata})
+    assert registry.operator("measure_red").writes == "red: float32"
