@@ -154,7 +154,7 @@ def show(
     Examples:
       mmdata show data/pets
       mmdata show data/pets --svg funnel.svg
-    """
+    """  # noqa: D301  see run
     from mmdata import funnel
     from mmdata.dataset import open as open_dataset
 
@@ -163,6 +163,7 @@ def show(
         funnel.render(found, _console())
     else:
         _write(svg, funnel.svg(found))
+        _say(f"drawn: {svg}")
 
 
 @app.command()
