@@ -185,7 +185,8 @@ class _Driver:
                 continue
             resolved = self._resolve(step)
             name, document, full = identity(step, resolved, self._sets())
-            self.bound.append(BoundStep(step, name, document, full, resolved))
+            is_repeat = name in self._sets().values()
+            self.bound.append(BoundStep(step, name, document, full, resolved, is_repeat))
             self.files.setdefault(name, self.store.coverage(name))
         threads = len(os.sched_getaffinity(0)) if self.options.runner == "inline" else part.threads
         context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads, self._worker_run)
@@ -362,7 +363,7 @@ class _Driver:
         bound = job.survey()
         covered = self.store.coverage(bound.set_name)
         total = self.work.setdefault(step.name, StepWork())
-        if set(self.rows) - set(covered):
+        if not job.is_covered(covered):
             with self.progress.step(step.name, None) as line:
                 covered = job.compute(bound, lambda rows: line.advance(done=rows))
             total.computed, total.seconds = job.rows, time.monotonic() - began
@@ -372,12 +373,13 @@ class _Driver:
     # The end
 
     def _publish(self) -> tuple[Current, bool]:
-        ledger = Ledger(self.store, chain([b.step for b in self.bound], self._sets()), self.id)
-        for shard in sorted(self.rows):
-            view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
-            ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
         recipe = yaml.safe_dump(document_of(self.plan.recipe), sort_keys=False, allow_unicode=True)
-        return ledger.publish(recipe, self.rows, self.bound, self.files, self.lease.hold)
+        with self.store.scratch() as folder:
+            ledger = Ledger(self.store, chain([b.step for b in self.bound], self._sets()), self.id, folder)
+            for shard in sorted(self.rows):
+                view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
+                ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
+            return ledger.publish(recipe, self.rows, self.bound, self.files, self.lease.hold)
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         sets = {b.step.name: b.set_name for b in self.bound}

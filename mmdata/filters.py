@@ -198,7 +198,10 @@ def _placeholder(rows: int) -> pa.Table:
 @contextmanager
 def _table(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[str]:
     """The table under a name that queries of this connection can use."""
-    connection.register(_NAME, table)
+    try:
+        connection.register(_NAME, table)
+    except duckdb.NotImplementedException as error:
+        raise Refused(_sentence(error)) from None
     try:
         yield _NAME
     finally:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
-from mmdata.errors import ContractError, MmdataError
+from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
 from mmdata.isolate import RowResult, checked_columns
 from mmdata.plan import PlannedStep, Resolved, identity
@@ -51,13 +51,23 @@ class GroupJob:
         for shard in sorted(self._rows_files):
             there = {name: found[shard] for name, found in self._files.items() if shard in found}
             view = ShardView(self._store, shard, self._rows_files[shard], self._sets, there)
-            alive = np.flatnonzero(walk(view, self._before, self._engine).alive)
+            state = walk(view, self._before, self._engine)
+            if state.missing:
+                raise StoreError(
+                    f"shard {shard}: step {min(state.missing)}, which {self._step.name} waits for, is not complete; "
+                    "run the recipe again"
+                )
+            alive = np.flatnonzero(state.alive)
             self._alive[shard], self._row_ids[shard] = alive, view.row_ids
             self._tables.append(view.gather(self._step.inputs, alive))
             parts.append((view.row_ids[alive], input_coverage(view, self._step, alive)))
             self.rows += len(alive)
         name, document, full = identity(self._step, Resolved(), self._sets, rows_digest(parts))
         return BoundStep(self._step, name, document, full)
+
+    def is_covered(self, files: Mapping[int, ColumnFile]) -> bool:
+        """Whether every surviving row has a value or a permanent error in these files of the group's set."""
+        return all(s in files and files[s].covered >= len(alive) for s, alive in self._alive.items())
 
     def compute(self, bound: BoundStep, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         """Run the group over all rows, in its order, and publish each shard's part. Returns shard → column file."""

@@ -78,8 +78,6 @@ class StepTracker:
     unanswered: int = 0  # rows that failed alone for a transient reason, with no success since
     good: Batch | None = None
     opened: int = 0
-    computed: int = 0
-    seconds: float = 0.0
     examples: dict[str, str] = field(default_factory=dict)  # kind → the first message seen
 
 

@@ -10,9 +10,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mmdata.column_files import ColumnFile, shard_name, write_parquet
 from mmdata.columns import FORMAT_VERSION
@@ -102,16 +104,17 @@ class Current:
 
 
 class Ledger:
-    """Collects the verdicts of a run in local scratch and publishes them when they differ from what readers see."""
+    """Collects the verdicts of a run in the folder `scratch` and publishes them when they differ from what readers see."""
 
-    def __init__(self, store: Store, chain: str, run: str) -> None:
-        self._store, self._chain, self._run = store, chain, run
-        self._tables: dict[int, pa.Table] = {}
+    def __init__(self, store: Store, chain: str, run: str, scratch: Path) -> None:
+        self._store, self._chain, self._run, self._scratch = store, chain, run, scratch
+        self._written: dict[int, Path] = {}
         self._counts: Counter[tuple[str, int | None, str | None]] = Counter()
 
     def add(self, shard: int, table: pa.Table) -> None:
         """The verdicts of one shard, rows in base order."""
-        self._tables[shard] = table
+        self._written[shard] = self._scratch / f"{shard_name(shard)}.parquet"
+        write_parquet(table, self._written[shard])
         grouped = table.group_by(["verdict", "step", "reason"]).aggregate([([], "count_all")]).to_pylist()
         for row in grouped:
             self._counts[row["verdict"], row["step"], row["reason"]] += row["count_all"]
@@ -132,12 +135,12 @@ class Ledger:
         before = self._store.read_if_there("current.json")
         hold()
         previous = Current.load(self._store)
-        shards = tuple(sorted(self._tables))
+        shards = tuple(sorted(self._written))
         same = previous is not None and previous.chain == self._chain and previous.shards == shards
         if same and previous is not None and self._same_verdicts(previous):
             names, run = previous.verdicts, previous.run
         else:
-            names, run = self._write(shards), self._run
+            names, run = self._commit(shards), self._run
         counts = sorted(((*k, n) for k, n in self._counts.items()), key=repr)
         current = Current(
             self._chain,
@@ -160,19 +163,16 @@ class Ledger:
 
     def _same_verdicts(self, previous: Current) -> bool:
         for shard, name in zip(previous.shards, previous.verdicts, strict=True):
-            if not self._store.exists(name) or not self._store.read_table(name).equals(self._tables[shard]):
+            ours = pq.read_table(self._written[shard], use_threads=False)
+            if not self._store.exists(name) or not self._store.read_table(name).equals(ours):
                 return False
         return True
 
-    def _write(self, shards: Iterable[int]) -> tuple[str, ...]:
+    def _commit(self, shards: Iterable[int]) -> tuple[str, ...]:
         names = []
-        with self._store.scratch() as folder:
-            for shard in shards:
-                name = f"verdicts/{self._chain}-{self._run}/{shard_name(shard)}.parquet"
-                local = folder / "verdicts.parquet"
-                write_parquet(self._tables[shard], local)
-                self._store.commit(name, local)
-                names.append(name)
+        for shard in shards:
+            names.append(f"verdicts/{self._chain}-{self._run}/{shard_name(shard)}.parquet")
+            self._store.commit(names[-1], self._written[shard])
         return tuple(names)
 
 

@@ -142,7 +142,8 @@ class _Names:
     def __init__(self, base: pa.Schema, hidden: Sequence[str]) -> None:
         self.types: dict[str, pa.DataType] = {f.name: f.type for f in base if f.name not in hidden}
         self.makers: dict[str, tuple[int | None, str]] = {name: (None, name) for name in self.types}
-        self.taken: dict[str, str] = {name: "the base rows" for name in [*base.names, *_LEDGER]}
+        # In lower case: SQL does not tell Score from score.
+        self.taken: dict[str, str] = {name.lower(): "the base rows" for name in [*base.names, *_LEDGER]}
 
     def schema(self) -> pa.Schema:
         return pa.schema(list(self.types.items()))
@@ -152,10 +153,10 @@ class _Names:
         return Input(visible, made_by, own)
 
     def add(self, where: str, position: int, step_name: str, own: str, visible: str, kind: pa.DataType) -> None:
-        if visible in self.taken:
+        if visible.lower() in self.taken:
             cure = "give the step another `as:`"
-            raise RecipeError(f"{where}: column {visible!r} is already made by {self.taken[visible]}; {cure}")
-        self.taken[visible] = f"step {step_name}"
+            raise RecipeError(f"{where}: column {visible!r} is already made by {self.taken[visible.lower()]}; {cure}")
+        self.taken[visible.lower()] = f"step {step_name}"
         self.types[visible] = kind
         self.makers[visible] = (position, own)
 

@@ -66,7 +66,7 @@ def _require_same_rows(connection: duckdb.DuckDBPyConnection, store: Store, curr
                     f"{store.url}: shard {shard:05d} of {what} has {theirs[0]} rows where the base rows have "
                     f"{ours[0]}; remove that file and run the recipe again"
                 )
-            if ours != theirs or (theirs[1] is not None and theirs[1] >> ROWS_PER_SHARD_BITS != shard):
+            if ours != theirs or theirs[1] is None or theirs[1] >> ROWS_PER_SHARD_BITS != shard:
                 raise StoreError(_misplaced(store, what, shard))
 
 
@@ -84,8 +84,9 @@ def _extents(connection: duckdb.DuckDBPyConnection, store: Store, what: str, nam
     except duckdb.Error as error:
         first = str(error).splitlines()[0]
         raise StoreError(f"{store.url}: a file of {what} is missing or torn ({first})") from None
-    by_name: dict[str, _Extent] = {name: (int(rows), least, most) for name, rows, least, most in found}
-    return [by_name.get(path, (0, None, None)) for path in paths]  # a file without rows has no row groups
+    # DuckDB answers with plain paths: not as it was asked, with glob characters escaped.
+    by_path = {name.removeprefix("memory://"): (int(rows), least, most) for name, rows, least, most in found}
+    return [by_path.get(f"{store.root}/{name}", (0, None, None)) for name in names]  # no row groups without rows
 
 
 def _misplaced(store: Store, what: str, shard: int) -> str:

@@ -36,7 +36,6 @@ __all__ = [
     "input_coverage",
     "rows_digest",
     "start",
-    "step_counts",
     "take_failed",
     "verdicts",
     "walk",
@@ -55,6 +54,7 @@ class BoundStep:
     document: Mapping[str, Any] = field(default_factory=dict)  # what the set's identity is the hash of
     full_hash: str = ""
     resolved: Resolved = field(default_factory=Resolved)
+    is_repeat: bool = False  # an earlier step has the same set: nothing is computed here, not even transient failures
 
 
 # What a column set knows of a row, as codes: a walk over many rows looks at these, not at words.
@@ -216,7 +216,9 @@ def walk(
             apply_filter(view, bound, engine, state, rows)
             continue
         codes = view.columns(bound.set_name).codes[rows]
-        undone = (codes == NOT_COVERED) | (codes == TRANSIENT if not final else False)
+        undone = codes == NOT_COVERED
+        if not final and not bound.is_repeat:
+            undone |= codes == TRANSIENT
         if undone.any():
             state.missing[position] = rows[undone]
             return state
@@ -282,11 +284,3 @@ def verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Tab
         ],
         schema=VERDICT_SCHEMA,
     )
-
-
-def step_counts(state: Walk, steps: Sequence[BoundStep]) -> dict[int, tuple[int, int]]:
-    """Position → (rows before the step, rows that went at it)."""
-    return {
-        b.step.position: (state.rows_in.get(b.step.position, 0), int((state.left == b.step.position).sum()))
-        for b in steps
-    }

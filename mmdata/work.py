@@ -37,7 +37,6 @@ from mmdata.survivors import (
     apply_filter,
     input_coverage,
     start,
-    step_counts,
     take_failed,
     walk,
 )
@@ -71,7 +70,6 @@ class StepWork:
     """What was done for one step in one shard."""
 
     rows_in: int = 0
-    gone: int = 0
     failed: int = 0
     computed: int = 0
     transient: int = 0
@@ -90,7 +88,6 @@ class PassResult:
     work: dict[int, StepWork]
     files: dict[str, ColumnFile] = field(default_factory=dict)
     reads: int = 0
-    decodes: int = 0
 
 
 class _Buffer:
@@ -138,6 +135,8 @@ class _Buffer:
         if self._before.table is not None and not self._reasons:
             return self._before.take(own, rows)
         self._load()
+        if own == "reason":
+            return pa.array(self.reasons(rows).tolist(), pa.string())
         values = self._values[own]
         return pa.array([values[r] for r in rows.tolist()], self._schema.field(own).type)
 
@@ -177,7 +176,7 @@ def run_pass(
         job.compute(before)
     job.commit()
     result = _result(view, mine, walk(view, mine, engine, before, final=True), job.work)
-    return replace(result, files=job.files, reads=job.reads, decodes=job.decodes)
+    return replace(result, files=job.files, reads=job.reads)
 
 
 def finished_pass(
@@ -196,9 +195,8 @@ def finished_pass(
 
 
 def _result(view: ShardView, steps: Sequence[BoundStep], state: Walk, work: dict[int, StepWork]) -> PassResult:
-    for position, (rows_in, gone) in step_counts(state, steps).items():
-        work[position].rows_in, work[position].gone = rows_in, gone
     for bound in steps:
+        work[bound.step.position].rows_in = state.rows_in.get(bound.step.position, 0)
         if bound.set_name:
             was_in = state.alive | (state.left >= bound.step.position)
             codes = view.columns(bound.set_name).codes[was_in]
@@ -222,7 +220,7 @@ class _ShardJob:
         self.work = {b.step.position: StepWork() for b in steps}
         self.buffers: dict[str, _Buffer] = {}
         self.files: dict[str, ColumnFile] = {}
-        self.reads = self.decodes = 0
+        self.reads = 0
         self._journals: dict[str, Journal] = {}
         self._ids = view.row_ids
         for bound in steps:
@@ -262,17 +260,17 @@ class _ShardJob:
             raise
 
     def _chunks(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Cut so that a chunk's pictures, all variants counted, stay within DECODED_BYTES."""
-        variants = {p for b in self.steps if b.step.contract for p in b.step.contract.pixels}
-        if not variants or not len(rows):
+        """Cut so that a chunk's media, with its pictures in all variants, stays within DECODED_BYTES."""
+        if not len(rows) or not any(b.step.media for b in self.steps):
             return [rows] if len(rows) else []
-        sizes = self.view.base(["width_px", "height_px"]).take(pa.array(rows))
-        # Media of unknown size (adopted, not probed) counts as 4 megapixels.
-        area = [(w or 2000) * (h or 2000) for w, h in zip(*(c.to_pylist() for c in sizes.columns), strict=True)]
+        variants = {p for b in self.steps if b.step.contract for p in b.step.contract.pixels}
+        sizes = self.view.base(["width_px", "height_px", "image_size"]).take(pa.array(rows))
         fixed = sum(p.size * p.size * 3 for p in variants if p.size)
         ends, held = [], 0
-        for index, pixels in enumerate(area):
-            cost = pixels * 3 + fixed
+        for index, (width, height, stored) in enumerate(zip(*(c.to_pylist() for c in sizes.columns), strict=True)):
+            # Media of unknown size (adopted, not probed) counts as 4 megapixels.
+            pixels = (width or 2000) * (height or 2000) if variants else 0
+            cost = pixels * 3 + fixed + (stored or 0)
             if held and held + cost > DECODED_BYTES:
                 ends.append(index)
                 held = 0
@@ -295,12 +293,12 @@ class _ShardJob:
                 continue
             buffer = self.buffers[bound.set_name]
             needed = rows[buffer.codes[rows] > PERMANENT]
-            if len(needed):
+            # Done again between two steps that share it, a row would have been judged by a value it no longer has.
+            if len(needed) and not bound.is_repeat:
                 self._run_stage(bound, buffer, needed, cache, position_of)
             take_failed(self.view, bound, state, rows)
         if cache is not None:
             self.reads += cache.reads
-            self.decodes += cache.decodes
 
     def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
         table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))

@@ -135,6 +135,7 @@ def _checkpoint(model: str, pretrained: str) -> str:
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise RecipeError(f"score_clip: model {model} has no weights called {pretrained!r}; open_clip knows: {tags}")
+    _require_same_activation(name, pretrained, config)
     try:
         return str(open_clip.download_pretrained(config))
     except Exception as error:  # noqa: BLE001  hub clients raise anything; it becomes one sentence
@@ -144,6 +145,22 @@ def _checkpoint(model: str, pretrained: str) -> str:
             f"score_clip: the weights {pretrained} of {model} are not here and cannot be downloaded ({detail}); where "
             f"there is a network, type: {command}, or give the path of a checkpoint as `pretrained`"
         ) from None
+
+
+def _require_same_activation(model: str, pretrained: str, config: dict[str, Any]) -> None:
+    """RecipeError when weights trained with QuickGELU meet the form of the architecture without it.
+
+    open_clip lists such pairs and only warns, and every score is then a little wrong.
+    """
+    import open_clip
+
+    has = (open_clip.get_model_config(model) or {}).get("quick_gelu", False)
+    other = f"{model}-quickgelu"
+    if config.get("quick_gelu", False) and not has and other in open_clip.list_models():
+        raise RecipeError(
+            f"score_clip: the weights {pretrained} were trained with QuickGELU, which {model} does not have; set model: "
+            f"{other}"
+        )
 
 
 class ClipModel:

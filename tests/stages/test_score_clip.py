@@ -132,6 +132,12 @@ def test_folder_with_two_checkpoints(tiny: str, tmp_path: Path):
         ScoreClip.contract(ScoreClipOptions(model=f"local-dir:{tmp_path / 'two'}"))
 
 
+def test_weights_of_the_other_activation_are_refused():
+    """open_clip lists ViT-L-14 with openai's weights, and warns that they want QuickGELU."""
+    with pytest.raises(RecipeError, match="trained with QuickGELU.*set model: ViT-L-14-quickgelu"):
+        ScoreClip.resolve_weights(ScoreClipOptions(model="ViT-L-14", pretrained="openai"))
+
+
 def test_unknown_tag_and_missing_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with pytest.raises(RecipeError, match="no weights called 'datacomp'; open_clip knows: openai, "):
         ScoreClip.resolve_weights(ScoreClipOptions(pretrained="datacomp"))
