@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
@@ -12,6 +10,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from mmdata.errors import RecipeError, SourceError
+from mmdata.layout import json_value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,22 +73,7 @@ def _write_batches(reader: pa.RecordBatchReader, kind: str, out: TextIO) -> None
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: bytes as hex digits, NaN and infinities as null, times as text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Decimal):  # also DuckDB's HUGEINT, which sum() gives
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False)
 
 
 def _csv_type(kind: pa.DataType) -> pa.DataType:
@@ -103,7 +87,7 @@ def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """As it is where CSV can hold it; else JSON text, for lists and structs, or plain text."""
     if column.type == kind:
         return column
-    values = [_plain(v) for v in column.to_pylist()]
+    values = [json_value(v) for v in column.to_pylist()]
     return pa.array([v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], kind)
 
 

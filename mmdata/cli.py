@@ -120,8 +120,9 @@ def run(
     )
     funnel.render(ds.funnel(), _console())
     current = ds.current
-    if current is not None and current.transient:
-        _say(f"{current.transient} rows failed for a passing reason; the same command tries them again")
+    passing = (current.transient if current else 0) + (ds.report.unsettled if ds.report else 0)
+    if passing:
+        _say(f"{passing} rows failed for a passing reason; the same command tries them again")
         raise typer.Exit(1)
 
 

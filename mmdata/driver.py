@@ -32,7 +32,7 @@ from mmdata.repeats import Repeats
 from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
 from mmdata.run_record import write_record
 from mmdata.store import Store
-from mmdata.survivors import BoundStep, ShardView, verdicts, walk
+from mmdata.survivors import BoundStep, ShardView, unsettled, verdicts, walk
 from mmdata.work import PassContext, PassResult, StepWork, finished_pass
 
 __all__ = ["Report", "RunOptions", "execute"]
@@ -54,7 +54,10 @@ class RunOptions:
 
 @dataclass
 class Report:
-    """What a run did. `work` maps step name → what was computed now; `by_status` counts rows ingested now."""
+    """What a run did. `work` maps step name → what was computed now; `by_status` counts rows ingested now.
+
+    `unsettled` rows went on without a value for a transient reason, because their step says `on_error: keep`.
+    """
 
     run: str
     current: Current
@@ -63,6 +66,7 @@ class Report:
     by_status: dict[str, int] = field(default_factory=dict)
     media_reads: int = 0
     seconds: float = 0.0
+    unsettled: int = 0
 
 
 def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Callable[[Current], None]) -> Report:
@@ -101,6 +105,7 @@ class _Driver:
         self.totals: dict[int, Counter[str]] = {}
         self.by_status: Counter[str] = Counter()
         self.media_reads = 0
+        self.unsettled = 0
         self.ingest_seconds = 0.0
         self._repeats = Repeats(self.store, self.files, self.bound)
         self._engine = FilterEngine()
@@ -137,9 +142,9 @@ class _Driver:
             finally:
                 self._close_pool()
                 self._record(status, started, time.monotonic() - began)
-        return Report(
-            self.id, current, changed, self.work, dict(self.by_status), self.media_reads, time.monotonic() - began
-        )
+        seconds = time.monotonic() - began
+        by_status = dict(self.by_status)
+        return Report(self.id, current, changed, self.work, by_status, self.media_reads, seconds, self.unsettled)
 
     def _close_pool(self) -> None:
         if self._pool is not None:
@@ -378,7 +383,9 @@ class _Driver:
             ledger = Ledger(self.store, chain([b.step for b in self.bound], self._sets()), self.id, folder)
             for shard in sorted(self.rows):
                 view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
-                ledger.add(shard, verdicts(view, self.bound, walk(view, self.bound, self._engine)))
+                state = walk(view, self.bound, self._engine)
+                ledger.add(shard, verdicts(view, self.bound, state))
+                self.unsettled += unsettled(view, self.bound, state)
             return ledger.publish(recipe, self.rows, self.bound, self.files, self.lease.hold)
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from mmdata import card
 from mmdata.errors import RecipeError, StoreError
 from mmdata.funnel import Funnel
-from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns, project, records
+from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns, json_value, project, records
 from mmdata.publish import FORMAT, Target
 from mmdata.settings import ExportOptions
 from mmdata.shards import Media, ParquetShards, Shards, WebDatasetShards
@@ -143,7 +143,8 @@ class _Job:
         kept = _kept(self.dataset, shard, self.options)
         table = project(kept, self.columns).combine_chunks()
         references = kept.select(["image_path", "image_offset", "image_size", "image_ext"]).to_pylist()
-        for row, record in enumerate(records(table, self.json_names if self.is_tar else table.column_names)):
+        found = records(table, self.json_names if self.is_tar else table.column_names)
+        for row, record in enumerate(map(json_value, found) if self.is_tar else found):
             sink.add(record, table, row, self._media(references[row]))
             if tick is not None:
                 tick(1)

@@ -6,9 +6,11 @@ The names and their order follow img2dataset's Parquet (peers know them); every 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +20,16 @@ import pyarrow.parquet as pq
 from mmdata.columns import BASE_COLUMNS, MEDIA_ROLES, media_reference
 from mmdata.errors import RecipeError, StoreError, nearest
 
-__all__ = ["ExportColumn", "Survey", "columns_to_ask", "export_columns", "fits_json", "project", "records"]
+__all__ = [
+    "ExportColumn",
+    "Survey",
+    "columns_to_ask",
+    "export_columns",
+    "fits_json",
+    "json_value",
+    "project",
+    "records",
+]
 
 _DESCRIBED = {c.name: c for c in [*BASE_COLUMNS, *(r for role in MEDIA_ROLES for r in media_reference(role))]}
 # img2dataset's column → ours; None = a constant
@@ -210,3 +221,18 @@ def records(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
     """One dict a row, of the columns named, in that order."""
     rows: list[dict[str, Any]] = table.select(list(names)).to_pylist()
     return rows
+
+
+def json_value(value: Any) -> Any:
+    """What JSON can hold: bytes as hex digits, NaN and infinities as null, times as text."""
+    if isinstance(value, dict):
+        return {str(k): json_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Decimal):  # also DuckDB's HUGEINT, which sum() gives
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value.hex() if isinstance(value, bytes) else str(value)

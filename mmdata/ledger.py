@@ -104,7 +104,7 @@ class Current:
 
 
 class Ledger:
-    """Collects the verdicts of a run in the folder `scratch` and publishes them when they differ from what readers see."""
+    """Collects the verdicts of a run in the folder `scratch`, and publishes them when readers see others."""
 
     def __init__(self, store: Store, chain: str, run: str, scratch: Path) -> None:
         self._store, self._chain, self._run, self._scratch = store, chain, run, scratch

@@ -74,8 +74,10 @@ def look(proved: Proved) -> Outlook:
             found.append(StepOutlook(step, "", None if step.kind == "group" else rows, True))
             complete = False
             continue
+        is_repeat = named.set_name in files
         files[named.set_name] = store.coverage(named.set_name)
-        left = sum(_left(proved, named, bound, s, f, files, engine) for s, f in rows_files.items())
+        # What an earlier step of the same set has, this one has.
+        left = 0 if is_repeat else sum(_left(proved, named, bound, s, f, files, engine) for s, f in rows_files.items())
         found.append(StepOutlook(step, named.set_name, left, not complete))
         bound.append(named)
         complete = complete and left == 0

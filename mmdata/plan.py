@@ -327,6 +327,10 @@ def _identity_document(
         options[name] = [references[c] for c in columns]
     for name in order_options(step.options):
         options[name] = [[term.sql, [references[c] for c in term.columns]] for term in step.order]
+    # What an option names may change its name. What the operator reads by a name of its own keeps it: two columns that
+    # change places would otherwise be the same set of columns.
+    named = {c for columns in column_options(step.options).values() for c in columns}
+    named |= {c for term in step.order for c in term.columns} - set(step.contract.reads)
     contract = step.contract
     weights = {w.name: w.fingerprint for w in contract.weights}
     document: dict[str, Any] = {
@@ -337,7 +341,7 @@ def _identity_document(
         "precision": resolved.precision if resolved else contract.precision,
         "batch_shape": resolved.batch_shape if resolved else contract.batch_shape,
         "pixels": [vars(p) for p in contract.pixels],
-        "reads": sorted(json.dumps(r) for r in references.values()),
+        "reads": sorted(json.dumps(r if name in named else [name, r]) for name, r in references.items()),
         "media": step.media,
     }
     if digest is not None:

@@ -37,6 +37,7 @@ __all__ = [
     "rows_digest",
     "start",
     "take_failed",
+    "unsettled",
     "verdicts",
     "walk",
 ]
@@ -245,6 +246,16 @@ def apply_filter(
     codes = engine.evaluate(view.gather(bound.step.inputs, rows), bound.step.expression)
     for code, suffix in ((0, ""), (-1, ":null"), (-2, ":error")):
         state.take_out(rows[codes == code], bound.step.position, f"{bound.step.name}{suffix}")
+
+
+def unsettled(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> int:
+    """Rows that went on without a value (`on_error: keep`) for a transient reason, and did not fail for one later."""
+    found = np.zeros(len(view), bool)
+    for bound in steps:
+        if bound.set_name and bound.step.on_error == "keep":
+            went_on = state.alive | (state.left > bound.step.position)
+            found |= went_on & (view.columns(bound.set_name).codes == TRANSIENT)
+    return sum(not str(reason).startswith("!") for reason in state.reason[found])
 
 
 def input_coverage(view: ShardView, step: PlannedStep, rows: npt.NDArray[np.int64]) -> Mask:

@@ -158,8 +158,8 @@ def _require_same_activation(model: str, pretrained: str, config: dict[str, Any]
     other = f"{model}-quickgelu"
     if config.get("quick_gelu", False) and not has and other in open_clip.list_models():
         raise RecipeError(
-            f"score_clip: the weights {pretrained} were trained with QuickGELU, which {model} does not have; set model: "
-            f"{other}"
+            f"score_clip: the weights {pretrained} were trained with QuickGELU, which {model} does not have; "
+            f"set model: {other}"
         )
 
 

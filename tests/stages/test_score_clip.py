@@ -134,7 +134,7 @@ def test_folder_with_two_checkpoints(tiny: str, tmp_path: Path):
 
 def test_weights_of_the_other_activation_are_refused():
     """open_clip lists ViT-L-14 with openai's weights, and warns that they want QuickGELU."""
-    with pytest.raises(RecipeError, match="trained with QuickGELU.*set model: ViT-L-14-quickgelu"):
+    with pytest.raises(RecipeError, match=r"trained with QuickGELU.*set model: ViT-L-14-quickgelu"):
         ScoreClip.resolve_weights(ScoreClipOptions(model="ViT-L-14", pretrained="openai"))
 
 
