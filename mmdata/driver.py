@@ -265,6 +265,8 @@ class _Driver:
             while ready and self._start(ready[0]):
                 flying[ready.popleft().kind] += 1
             if not flying.total():
+                if ready or upcoming:
+                    raise RecipeError("no worker has what this pass needs; look at --device, --workers and the cluster")
                 return
             finished = self.pool.wait()
             self.lease.require()
@@ -391,10 +393,6 @@ class _Driver:
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         sets = {b.step.name: b.set_name for b in self.bound}
         steps = [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()]
-        facts = {
-            "by_status": dict(self.by_status),
-            "ingest_seconds": round(self.ingest_seconds, 3),
-            "media_reads": self.media_reads,
-            "steps": steps,
-        }
+        fetched = {"by_status": dict(self.by_status), "ingest_seconds": round(self.ingest_seconds, 3)}
+        facts = {**fetched, "media_reads": self.media_reads, "steps": steps}
         write_record(self.store, self.id, status, started, seconds, self.options.runner, self.plan.recipe, facts)

@@ -42,15 +42,17 @@ class GroupJob:
         self._sets = {b.step.position: b.set_name for b in before if b.set_name}
         self._alive: dict[int, npt.NDArray[np.int64]] = {}
         self._row_ids: dict[int, npt.NDArray[np.int64]] = {}
-        self._tables: list[pa.Table] = []
         self.rows = 0
 
+    def _view(self, shard: int) -> ShardView:
+        there = {name: found[shard] for name, found in self._files.items() if shard in found}
+        return ShardView(self._store, shard, self._rows_files[shard], self._sets, there)
+
     def survey(self) -> BoundStep:
-        """Walk every shard, gather the inputs of the survivors, and give the column set its identity."""
+        """Walk every shard to find the survivors, and give the column set its identity."""
         parts = []
         for shard in sorted(self._rows_files):
-            there = {name: found[shard] for name, found in self._files.items() if shard in found}
-            view = ShardView(self._store, shard, self._rows_files[shard], self._sets, there)
+            view = self._view(shard)
             state = walk(view, self._before, self._engine)
             if state.missing:
                 raise StoreError(
@@ -59,7 +61,6 @@ class GroupJob:
                 )
             alive = np.flatnonzero(state.alive)
             self._alive[shard], self._row_ids[shard] = alive, view.row_ids
-            self._tables.append(view.gather(self._step.inputs, alive))
             parts.append((view.row_ids[alive], input_coverage(view, self._step, alive)))
             self.rows += len(alive)
         name, document, full = identity(self._step, Resolved(), self._sets, rows_digest(parts))
@@ -75,7 +76,7 @@ class GroupJob:
         assert operator is not None
         assert issubclass(operator, Group)
         assert contract is not None
-        rows = pa.concat_tables(self._tables) if self._tables else pa.table({"row_id": pa.array([], pa.int64())})
+        rows = pa.concat_tables(self._view(s).gather(self._step.inputs, alive) for s, alive in self._alive.items())
         order = self._engine.order(rows, self._step.order)
         ordered = rows.take(pa.array(order))
         try:

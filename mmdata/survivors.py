@@ -7,8 +7,9 @@ failed; a filter keeps the rows where it is TRUE). Workers, groups, verdicts and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,30 +76,48 @@ class Columns(Protocol):
 
 
 class Committed:
-    """A column set as it stands in the dataset; `table` None = no file for this shard yet."""
+    """A column set as it stands in the dataset; its values are read when asked for. `read` None = no file yet."""
 
-    def __init__(self, table: pa.Table | None, rows: int) -> None:
-        self.table = table
+    def __init__(
+        self, row_ids: npt.NDArray[np.int64], name: str, read: Callable[[list[str]], pa.Table] | None = None
+    ) -> None:
+        self._read = read
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        rows = len(row_ids)
         self.codes = np.full(rows, NOT_COVERED, np.int8)
-        if table is not None:
-            reason = table.column("reason")
+        if read is not None:
+            found, reason = read(["row_id", "reason"]).columns
+            if not np.array_equal(found.to_numpy(), row_ids):
+                raise StoreError(f"{name} does not have the rows of its shard; remove it and run the recipe again")
+            self._columns["reason"] = reason
             self.codes[:] = PERMANENT if reason.null_count < rows else COMPUTED
             if reason.null_count < rows:
                 self.codes[pc.is_null(reason).to_numpy()] = COMPUTED
                 self.codes[pc.fill_null(pc.starts_with(reason, "!"), False).to_numpy()] = TRANSIENT
                 self.codes[pc.fill_null(pc.equal(reason, UNCOVERED), False).to_numpy()] = NOT_COVERED
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anything is committed for this shard."""
+        return self._read is not None
+
+    def column(self, own: str) -> pa.ChunkedArray:
+        """A whole column; StoreError when nothing is committed."""
+        if own not in self._columns:
+            if self._read is None:
+                raise StoreError(f"column {own} is read before it was computed; run the recipe again")
+            self._columns[own] = self._read([own]).column(0)
+        return self._columns[own]
+
     def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
         """See `Columns`; StoreError when nothing is committed."""
-        if self.table is None:
-            raise StoreError(f"column {own} is read before it was computed; run the recipe again")
-        return self.table.column(own).take(pa.array(rows))
+        return self.column(own).take(pa.array(rows))
 
     def reasons(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
         """See `Columns`."""
-        if self.table is None:
+        if not self.is_there:
             return np.full(len(rows), UNCOVERED, object)
-        return np.asarray(self.table.column("reason").take(pa.array(rows)).to_numpy(zero_copy_only=False))
+        return np.asarray(self.take("reason", rows).to_numpy(zero_copy_only=False))
 
 
 class ShardView:
@@ -142,10 +161,8 @@ class ShardView:
         """The set's columns for this shard; what is committed is proved to be the same rows."""
         if set_name not in self._columns:
             file = self._files.get(set_name)
-            table = None if file is None else self.store.read_table(file.name)
-            if table is not None and not np.array_equal(table.column("row_id").to_numpy(), self.row_ids):
-                raise StoreError(f"{file.name if file else set_name} does not have the rows of {self._rows_file}")
-            self._columns[set_name] = Committed(table, len(self))
+            read = None if file is None else partial(self.store.read_table, file.name)
+            self._columns[set_name] = Committed(self.row_ids, file.name if file else set_name, read)
         return self._columns[set_name]
 
     def replace(self, set_name: str, columns: Columns) -> None:

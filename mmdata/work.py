@@ -100,7 +100,7 @@ class _Buffer:
         assert isinstance(before, Committed)
         self.bound = bound
         self.changed = False
-        self.committed = before.table is not None
+        self.committed = before.is_there
         self.codes = before.codes.copy()
         self._before = before
         self._row_ids = view.row_ids
@@ -110,11 +110,9 @@ class _Buffer:
 
     def _load(self) -> None:
         if not self._reasons:
-            rows, table = len(self._row_ids), self._before.table
-            empty = [None] * rows
-            names = self._schema.names
-            self._values = {n: empty.copy() if table is None else table.column(n).to_pylist() for n in names}
-            self._reasons = [UNCOVERED] * rows if table is None else table.column("reason").to_pylist()
+            names, rows, before = self._schema.names, len(self._row_ids), self._before
+            self._values = {n: before.column(n).to_pylist() if before.is_there else [None] * rows for n in names}
+            self._reasons = before.column("reason").to_pylist() if before.is_there else [UNCOVERED] * rows
 
     def put(self, row: int, result: RowResult) -> None:
         """What was computed for the row at this index."""
@@ -132,7 +130,7 @@ class _Buffer:
 
     def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
         """See `survivors.Columns`."""
-        if self._before.table is not None and not self._reasons:
+        if self._before.is_there and not self._reasons:
             return self._before.take(own, rows)
         self._load()
         if own == "reason":

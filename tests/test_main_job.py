@@ -137,8 +137,9 @@ def test_hugging_face_datasets_reads_the_export_with_a_column_that_is_null_at_fi
         "webdataset", data_files={"train": files}, split="train", cache_dir=str(tmp_path / "cache")
     )
     rows = _kept(job)
-    assert [r["note"] for r in rows[:4]] == [None] * 4
-    assert any(r["note"] for r in rows)
+    without = sum(r["note"] is None for r in rows)
+    assert 0 < without <= 5
+    assert all(r["note"] is None for r in rows[:without])
     assert len(read) == len(rows)
     for sample, row in zip(read, rows, strict=True):
         assert sample["txt"] == row["caption"]

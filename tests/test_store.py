@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import mmdata
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.scratch import scratch_folder, stale_scratch
 from mmdata.store import Store
 
@@ -194,7 +194,7 @@ def test_a_store_travels_as_its_url(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_protocols_are_refused() -> None:
-    with pytest.raises(StoreError, match="s3://"):
+    with pytest.raises(RecipeError, match="s3://"):
         Store("s3://bucket/pets")
 
 
@@ -326,7 +326,7 @@ def test_replace_loses_no_update(tmp_path: Path) -> None:
 
 FULL = """
     import os, pathlib, resource, subprocess, sys, tempfile
-    from mmdata.errors import StoreError
+    from mmdata.errors import RecipeError, StoreError
     from mmdata.store import Store
     kind, folder, scratch = sys.argv[1:]
     local = pathlib.Path(scratch, "big")
