@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
 from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
-from mmdata.isolate import RowResult, checked_columns
+from mmdata.isolate import checked_columns
 from mmdata.plan import PlannedStep, Resolved, identity
-from mmdata.stage import Failed, Group
+from mmdata.stage import Contract, Failed, Group
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, input_coverage, rows_digest, walk
 
@@ -81,7 +82,7 @@ class GroupJob:
         ordered = rows.take(pa.array(order))
         try:
             answer = operator(self._step.options).compute(ordered)
-            results = checked_columns(operator.name, contract, answer, len(ordered))
+            answered = _answered(operator.name, contract, answer, len(ordered))
         except MmdataError:
             raise
         except Exception as error:
@@ -89,36 +90,63 @@ class GroupJob:
                 f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}); mend "
                 "the group or its options and run again"
             ) from error
-        if len(results) != len(order):
-            raise ContractError(f"group {operator.name} returned {len(results)} rows for {len(order)}")
-        in_place: list[RowResult] = [Failed("lost")] * len(order)
-        for position, result in zip(order.tolist(), results, strict=True):
-            in_place[position] = result
-        return self._publish(bound, contract.writes, in_place, tick)
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return self._publish(bound, answered.take(pa.array(back)), tick)
 
-    def _publish(
-        self, bound: BoundStep, schema: pa.Schema, results: Sequence[RowResult], tick: Callable[[int], None]
-    ) -> dict[int, ColumnFile]:
+    def _publish(self, bound: BoundStep, answered: pa.Table, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         base = ColumnFooter.of(canonical_json(dict(bound.document)))
         published, first = {}, 0
         for shard, alive in self._alive.items():
-            mine = results[first : first + len(alive)]
+            table = _shard_table(self._row_ids[shard], alive, answered.slice(first, len(alive)))
             first += len(alive)
-            table = _shard_table(schema, self._row_ids[shard], alive, mine)
             published[shard] = publish_columns(self._store, bound.set_name, shard, table, base)
             tick(len(self._row_ids[shard]))
         return published
 
 
-def _shard_table(
-    schema: pa.Schema, row_ids: npt.NDArray[np.int64], alive: npt.NDArray[np.int64], results: Sequence[RowResult]
-) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [None] * len(row_ids) for name in schema.names}
-    reasons: list[str | None] = [UNCOVERED] * len(row_ids)
-    for row, result in zip(alive.tolist(), results, strict=True):
-        reasons[row] = result.reason if isinstance(result, Failed) else None
-        if not isinstance(result, Failed):
-            for name, values in columns.items():
-                values[row] = result[name]
-    arrays = [pa.array(columns[f.name], f.type) for f in schema]
-    return pa.table([pa.array(row_ids), *arrays, pa.array(reasons, pa.string())], ["row_id", *schema.names, "reason"])
+def _answered(operator: str, contract: Contract, answer: Any, rows: int) -> pa.Table:
+    """A group's answer as its columns and `reason`, in the order it gave.
+
+    Whole arrays of finite numbers and text stay arrays; anything else is looked at cell by cell.
+    """
+    arrays = _plain_arrays(contract.writes, answer, rows)
+    reasons: list[str | None] = [None] * rows
+    if arrays is None:
+        results = checked_columns(operator, contract, answer, rows)
+        reasons = [r.reason if isinstance(r, Failed) else None for r in results]
+        arrays = [
+            pa.array([None if isinstance(r, Failed) else r[f.name] for r in results], f.type) for f in contract.writes
+        ]
+    return pa.table([*arrays, pa.array(reasons, pa.string())], names=[*contract.writes.names, "reason"])
+
+
+def _plain_arrays(schema: pa.Schema, answer: Any, rows: int) -> list[Any] | None:
+    if not isinstance(answer, Mapping) or sorted(answer) != sorted(schema.names):
+        return None
+    arrays = []
+    for field in schema:
+        values = answer[field.name]
+        if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
+            values = pa.array(values)
+        if not isinstance(values, pa.Array | pa.ChunkedArray) or len(values) != rows or pa.types.is_nested(values.type):
+            return None
+        try:
+            converted = values.cast(field.type)
+        except pa.ArrowException:
+            return None  # the look at every cell says which
+        if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(converted), min_count=0).as_py():
+            return None
+        arrays.append(converted)
+    return arrays
+
+
+def _shard_table(row_ids: npt.NDArray[np.int64], alive: npt.NDArray[np.int64], mine: pa.Table) -> pa.Table:
+    """The rows of a shard, those that the group did not see as `uncovered`; `mine` has the others, in row order."""
+    places = np.full(len(row_ids), -1)
+    places[alive] = np.arange(len(alive))
+    unseen = pa.array(places < 0)
+    taken = mine.take(pa.array(places, mask=places < 0))
+    reason = pc.if_else(unseen, UNCOVERED, taken.column("reason"))
+    columns = [taken.column(name) for name in mine.column_names[:-1]]
+    return pa.table([pa.array(row_ids), *columns, reason], names=["row_id", *mine.column_names])
