@@ -1,5 +1,7 @@
 """Every command: what its help shows works, what it prints parses back, and where it prints it."""
 
+# long because: one section a command
+
 from __future__ import annotations
 
 import csv

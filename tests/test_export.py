@@ -1,5 +1,7 @@
 """Export: what lands in the folder, where shards are cut, and that a folder is whole, absent, or somebody else's."""
 
+# long because: one small dataset feeds every case, and the cases are read together
+
 from __future__ import annotations
 
 import hashlib

@@ -1,5 +1,7 @@
 """A shard from URLs to base rows and a tar: every row accounted for, whatever its URL does."""
 
+# long because: one hard list of rows, and what must become of each
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """What one bad row costs, row by row of the table, in this process and with real pictures."""
 
+# long because: it is the table of what one bad row costs, row by row, in one place
+
 from __future__ import annotations
 
 import io

@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 import mmdata
+from mmdata.answers import export_dataset
 from mmdata.dataset import Dataset
 
 # webdataset 1.0 and datasets 5 leave the tars they read to the garbage collector, which is theirs to mend
@@ -80,6 +81,17 @@ def _kept(job: Job) -> list[dict[str, object]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def _stored(job: Job) -> dict[str, bytes]:
+    """Key → the bytes in the tar that ingest wrote, read with Python's file alone."""
+    query = "SELECT key, image_path, image_offset, image_size FROM samples WHERE verdict = 'kept'"
+    found = {}
+    for key, path, offset, size in job.ds.sql(query).fetchall():
+        with open(Path(job.ds.store.root) / path, "rb") as tar:
+            tar.seek(offset)
+            found[key] = tar.read(size)
+    return found
+
+
 def test_every_row_of_the_list_has_a_verdict_and_a_reason(job: Job) -> None:
     assert len(job.rows) >= 780 * 1.09
     [(rows, kept, dropped, failed)] = job.ds.sql(
@@ -119,11 +131,13 @@ def test_webdataset_reads_the_export(job: Job) -> None:
     shards = [str(p) for p in sorted(job.out.glob("*.tar"))]
     assert len(shards) == -(-len(_kept(job)) // 200)
     dataset = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
+    stored = _stored(job)
     for sample, row in zip(dataset, _kept(job), strict=True):
         assert sample["__key__"] == row["key"]
         assert sample["txt"].decode() == row["caption"]
         assert json.loads(sample["json"])["url"] == row["url"]
         assert sorted(k for k in sample if not k.startswith("__")) == ["json", "png", "txt"]
+        assert sample["png"] == stored[str(row["key"])]
 
 
 def test_hugging_face_datasets_reads_the_export_with_a_column_that_is_null_at_first(
@@ -141,10 +155,11 @@ def test_hugging_face_datasets_reads_the_export_with_a_column_that_is_null_at_fi
     assert 0 < without <= 5
     assert all(r["note"] is None for r in rows[:without])
     assert len(read) == len(rows)
+    stored = _stored(job)
     for sample, row in zip(read, rows, strict=True):
         assert sample["txt"] == row["caption"]
         assert sample["__key__"] == row["key"]
-        assert sample["png"].size == (row["width_px"], row["height_px"])
+        assert np.array_equal(np.asarray(sample["png"]), np.asarray(Image.open(io.BytesIO(stored[str(row["key"])]))))
 
 
 def test_duckdb_and_pandas_read_captions_and_notes_without_mmdata(job: Job) -> None:
@@ -155,6 +170,15 @@ def test_duckdb_and_pandas_read_captions_and_notes_without_mmdata(job: Job) -> N
     frame = pd.concat([pd.read_parquet(p) for p in sorted(job.out.glob("*.parquet"))])
     assert frame["caption"].tolist() == [r["caption"] for r in rows]
     assert frame["note"].isna().tolist() == [r["note"] is None for r in rows]
+
+
+def test_duckdb_and_pandas_read_pictures_from_the_parquet_export(job: Job, tmp_path: Path) -> None:
+    export_dataset(job.ds, {"format": "parquet", "path": str(tmp_path / "out"), "shard_rows": 200})
+    stored = _stored(job)
+    pattern = str(tmp_path / "out" / "*.parquet")
+    assert dict(duckdb.sql(f"SELECT key, image.bytes FROM read_parquet('{pattern}')").fetchall()) == stored
+    frame = pd.concat([pd.read_parquet(p) for p in sorted((tmp_path / "out").glob("*.parquet"))])
+    assert {k: i["bytes"] for k, i in zip(frame["key"], frame["image"], strict=True)} == stored
 
 
 def test_pixels_are_the_stamps_on_white_scaled_to_224(job: Job) -> None:

@@ -1,5 +1,7 @@
 """Corners of the core where values, verdicts or memory could go wrong without a word: each was doubted once."""
 
+# long because: cases that once went wrong, each with the shape of dataset that showed it
+
 from __future__ import annotations
 
 import datetime
