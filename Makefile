@@ -12,11 +12,14 @@ help:
 	@echo 'make test       linters, types and the tests'
 	@echo 'make test-long  the same, with the tests that take long'
 	@echo 'make lint       linters and types alone         make format  lay the code out'
-	@echo 'make bench      start-up time                   make lock    compile requirements.lock anew'
+	@echo 'make bench      start-up time                   make lock    compile the two locks anew'
 	@echo 'make clean      remove .venv and what the tools left'
 
 .venv/.ready: requirements.lock pyproject.toml scripts/setup scripts/python
 	@scripts/setup
+
+.venv-peers/.ready: .venv/.ready requirements-peers.lock scripts/setup-peers
+	@scripts/setup-peers
 
 demo: .venv/.ready
 	$(BIN)/mmdata demo
@@ -29,11 +32,11 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
+test: lint .venv-peers/.ready
 	@scripts/debian-packages
 	$(BIN)/pytest $(ARGS)
 
-test-long: lint
+test-long: lint .venv-peers/.ready
 	@scripts/debian-packages
 	$(BIN)/pytest -m 'long or not long' --timeout 7200 $(ARGS)
 
@@ -43,6 +46,9 @@ bench: .venv/.ready
 lock: .venv/.ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-header --group dev --extra all $(ARGS) --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --group peers --extra mds $(ARGS) --output-file requirements-peers.lock \
+	  pyproject.toml
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist demo-out
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist demo-out
