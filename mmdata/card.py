@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -18,7 +18,7 @@ from mmdata import __version__
 from mmdata.funnel import Funnel, markdown_cell
 from mmdata.layout import ExportColumn
 
-__all__ = ["Card", "render"]
+__all__ = ["Card", "Opened", "Origin", "render"]
 
 _VERSIONS_OF = ("pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
@@ -26,24 +26,46 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a card tells. `json_columns`: names that stand in each sample's `.json`; empty for Parquet.
+class Origin:
+    """A dataset that an export takes from: `samples` of its `rows` kept rows. `name` is empty when there is one."""
 
-    `extensions`: image format → rows, as stored; `extension`: the one the members of the tars have.
+    name: str
+    samples: int
+    rows: int
+    funnel: Funnel
+    chain: str
+
+
+class Opened(Protocol):
+    """What a card asks of the format that wrote the export."""
+
+    tags: ClassVar[tuple[str, ...]]
+    reserved: ClassVar[tuple[str, ...]]
+    shape: Any
+
+    def header(self) -> dict[str, Any]:
+        """Fields of the YAML block."""
+
+    def opening(self) -> str:
+        """Markdown: how to open the export."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells. `writer`: the format, which says how to open it, and its `shape` what the samples look like.
+
+    `extensions`: image format → rows, as stored; `blurred`: pictures with a box that is blurred.
     """
 
-    format: str
     rows: int
     shards: int
     data_bytes: int
-    funnel: Funnel
-    chain: str
+    origins: Sequence[Origin]
     recipe_yaml: str | None
     columns: Sequence[ExportColumn]
-    json_columns: Sequence[str]
+    writer: Opened
     extensions: dict[str, int]
-    extension: str | None
-    has_text: bool
+    blurred: int
 
 
 def render(card: Card) -> str:
@@ -54,9 +76,10 @@ def render(card: Card) -> str:
         f"# {markdown_cell(name)}\n",
         f"{card.rows:,} samples in {card.shards:,} shards, {card.data_bytes:,} bytes, made by mmdata {__version__}.\n",
         "## Open it\n",
-        _opening(card),
+        card.writer.opening(),
+        *_pictures(card),
         "## What became of every row\n",
-        card.funnel.markdown(),
+        *_funnels(card),
         "## Columns\n",
         _columns(card),
         "## Provenance\n",
@@ -80,53 +103,57 @@ def _name(recipe_yaml: str | None) -> str:
 
 def _header(card: Card, name: str) -> str:
     """The YAML block that Hugging Face's hub and `load_dataset(<folder>)` read."""
-    pattern = "*.tar" if card.format == "webdataset" else "*.parquet"
     fields: dict[str, Any] = {
         "pretty_name": name,
         "size_categories": [next((label for limit, label in _SIZES if card.rows < limit), "n>1B")],
-        "tags": ["image-text", "mmdata", *(["webdataset"] if card.format == "webdataset" else [])],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}],
+        "tags": ["image-text", "mmdata", *card.writer.tags],
+        **card.writer.header(),
     }
     text: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     return text
 
 
-def _opening(card: Card) -> str:
-    if card.format == "parquet":
-        return (
-            "```python\nfrom datasets import load_dataset\n"
-            'ds = load_dataset("parquet", data_files={"train": "*.parquet"})["train"]\n```\n\n'
-            "```sql\nSELECT key, caption FROM '*.parquet' LIMIT 5;  -- DuckDB\n```\n"
-        )
-    members = [f"`<key>.{card.extension}`"] if card.extension else []
-    members += ["`<key>.txt` (the caption, empty where there is none)"] if card.has_text else []
-    members.append("`<key>.json`")
-    text = (
-        "```python\nfrom datasets import load_dataset\n"
-        'ds = load_dataset("webdataset", data_files={"train": "*.tar"})["train"]\n```\n\n'
-        "```sql\nSELECT key, caption FROM '*.parquet' LIMIT 5;  -- DuckDB; the tars' samples, in their order\n"
-        f"```\n\nEach sample of a tar: {', '.join(members)}.\n"
-    )
-    if len(card.extensions) > 1:
+def _pictures(card: Card) -> list[str]:
+    """What a reader of the pictures should know of them."""
+    found = []
+    if len(card.extensions) > 1 and card.writer.shape.extension is not None:
         kinds = ", ".join(f"{n:,} {e}" for e, n in sorted(card.extensions.items()))
-        text += (
-            f"\nThe pictures are of several formats ({kinds}) under the one extension `{card.extension}`, "
+        found.append(
+            f"The pictures are of several formats ({kinds}) under the one extension `{card.writer.shape.extension}`, "
             "because every sample of a tar must have the same members; decoders look at the bytes.\n"
         )
-    return text
+    if card.blurred:
+        found.append(f"Boxes are blurred in {card.blurred:,} pictures, which were encoded anew.\n")
+    if found and len(card.origins) > 1:
+        found.append("Pictures are counted in the datasets mixed, before samples were chosen or repeated.\n")
+    return found
+
+
+def _funnels(card: Card) -> list[str]:
+    """The one funnel, or that of each dataset of a mix under its name."""
+    if [origin.name for origin in card.origins] == [""]:
+        return [card.origins[0].funnel.markdown()]
+    found = []
+    for origin in card.origins:
+        passes = f"{origin.samples:,} samples of {origin.rows:,} kept rows, keys `{origin.name}-<key>`"
+        if origin.samples > origin.rows:
+            passes += "; repeated rows end in `-r1`, `-r2` …"
+        found += [f"### {markdown_cell(origin.name)}\n", f"{passes}.\n", origin.funnel.markdown()]
+    return found
 
 
 def _columns(card: Card) -> str:
     lines = ["| column | type | unit | where | meaning |", "|---|---|---|---|---|"]
-    if card.format == "parquet" and card.extensions:
+    shape = card.writer.shape
+    if "image" in card.writer.reserved and card.extensions:
         lines.append("| image | struct&lt;bytes, path&gt; |  | parquet | the picture as stored; NULL = none |")
     for c in card.columns:
-        where = "json, parquet" if c.name in card.json_columns else "parquet"
+        where = "json, parquet" if c.name in shape.json_names else "parquet"
         cells = [markdown_cell(c.name), markdown_cell(str(c.type)), c.unit, where, markdown_cell(c.meaning)]
         lines.append(f"| {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
-    left_out = [c.name for c in card.columns if c.name not in card.json_columns]
-    if card.format == "webdataset" and left_out:
+    left_out = [c.name for c in card.columns if c.name not in shape.json_names]
+    if shape.json_names and left_out:
         text += (
             "\nA column stands in the `.json` of all samples or of none: those with a NULL, an empty list or a value "
             "JSON cannot hold in any exported row are in the Parquet only, because readers infer a column's type from "
@@ -138,7 +165,11 @@ def _columns(card: Card) -> str:
 def _provenance(card: Card) -> str:
     versions = [f"mmdata {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{package} {metadata.version(package)}" for package in _VERSIONS_OF if _is_installed(package)]
-    text = f"- chain: `{card.chain or 'none'}` (hash of every step, filter and option that decided what is kept)\n"
+    text = ""
+    for origin in card.origins:
+        of = f" of {origin.name}" if origin.name else ""
+        text += f"- chain{of}: `{origin.chain or 'none'}` "
+        text += "(hash of every step, filter and option that decided what is kept)\n"
     text += f"- versions: {', '.join(versions)}\n"
     if card.recipe_yaml is None:
         return text + "- recipe: none; this dataset was exported by hand\n"

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from mmdata import registry
 from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
 from mmdata.errors import RecipeError, nearest
-from mmdata.recipe import json_schema
-from mmdata.stage import Contract, Group, Operator
+from mmdata.recipe_schema import json_schema
+from mmdata.stage import Contract, Group, Lookup, Operator
 
 __all__ = ["describe", "generated", "markdown_table", "recipe_folder", "shipped_recipe", "shipped_recipes", "table"]
 
@@ -24,21 +24,20 @@ __all__ = ["describe", "generated", "markdown_table", "recipe_folder", "shipped_
 def _contract(operator: type[Operator[Any]]) -> Contract | None:
     """The contract under default options; None when an option is required."""
     try:
-        return operator.contract(operator.options_type())
+        return registry.contract(operator, operator.options_type())
     except (ValidationError, RecipeError):
         return None
 
 
-def _rows() -> list[tuple[str, str, str, str, str]]:
-    rows = []
-    for name in registry.names():
-        operator = registry.operator(name)
-        contract = _contract(operator)
-        shape = "group" if issubclass(operator, Group) else "stage"
-        reads = ", ".join(contract.reads) if contract else ""
-        writes = ", ".join(f.name for f in contract.writes) if contract else ""
-        rows.append((name, shape, _summary(operator), reads, writes))
-    return rows
+def _row(name: str) -> tuple[str, str, str, str, str]:
+    operator = registry.operator(name)
+    contract = _contract(operator)
+    shape = "group" if issubclass(operator, Group) else "stage"
+    if issubclass(operator, Lookup):
+        shape = "filter" if operator.is_filter else "attach"
+    reads = ", ".join(contract.reads) if contract else ""
+    writes = ", ".join(f.name for f in contract.writes) if contract else ""
+    return name, shape, _summary(operator), reads, writes
 
 
 def _summary(operator: type[Operator[Any]]) -> str:
@@ -46,15 +45,27 @@ def _summary(operator: type[Operator[Any]]) -> str:
 
 
 def table() -> str:
-    """Every operator, a line each, for a terminal."""
-    width = max(len(name) for name in registry.names())
-    return "\n".join(f"{name:<{width}}  {shape}  {summary}" for name, shape, summary, *_ in _rows())
+    """Every operator, a line each, for a terminal; those of installed packages say which.
+
+    A package whose operator cannot be loaded has a line that says why.
+    """
+    names = registry.names()
+    width = max(map(len, names))
+    lines = []
+    for name in names:
+        try:
+            _, shape, summary, *_ = _row(name)
+            origin = registry.origin(name)
+            lines.append(f"{name:<{width}}  {shape}  {summary}" + ("" if origin == "mmdata" else f" [{origin}]"))
+        except RecipeError as error:
+            lines.append(f"{name:<{width}}  -      {error}")
+    return "\n".join(lines)
 
 
 def markdown_table() -> str:
-    """Every operator as a Markdown table, for the README."""
+    """Every operator of mmdata itself as a Markdown table, for the README."""
     lines = ["| operator | shape | what it does | reads | adds |", "| --- | --- | --- | --- | --- |"]
-    for name, shape, summary, reads, writes in _rows():
+    for name, shape, summary, reads, writes in map(_row, registry.built_in()):
         reads_, writes_ = (", ".join(f"`{c}`" for c in text.split(", ") if c) for text in (reads, writes))
         lines.append(f"| `{name}` | {shape} | {summary} | {reads_} | {writes_} |")
     return "\n".join(lines)
@@ -77,7 +88,8 @@ def _columns(columns: Iterable[Column]) -> list[dict[str, str]]:
 def describe(name: str) -> str:
     """One operator: its documentation, options with defaults, and the columns it adds."""
     operator = registry.operator(name)
-    parts = [name, "", inspect.getdoc(operator) or "", "", "Options:"]
+    origin = registry.origin(name)
+    parts = [name, *([] if origin == "mmdata" else [f"[{origin}]"]), "", inspect.getdoc(operator) or "", "", "Options:"]
     for option, info in operator.options_type.model_fields.items():
         default = "required" if info.is_required() else _default(info)
         parts.append(f"  {option} ({default}): {info.description or ''}".rstrip())

@@ -6,7 +6,9 @@ import contextlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,18 @@ from mmdata.scratch import stale_scratch
 from mmdata.store import Store
 from mmdata.work import journal_folder
 
-__all__ = ["clean", "unreferenced"]
+__all__ = ["GRACE_S", "clean", "unreferenced"]
+
+# A worker that outlived its driver may still be about to name what it has written.
+GRACE_S = 3600.0
+_REQUESTS_AT_ONCE = 32
 
 
-def clean(store: Store, *, dry_run: bool = False) -> list[tuple[str, int]]:
+def clean(store: Store, *, dry_run: bool = False, grace_s: float = GRACE_S) -> list[tuple[str, int]]:
     """Remove what `unreferenced` lists, and what dead processes left in this host's scratch; returns (name, bytes).
 
-    `dry_run` only lists. StoreError, and nothing is removed, while another process holds the dataset.
+    Files that were written less than `grace_s` seconds ago, by the store's clock, stay, and so do uploads in parts that
+    were begun since. `dry_run` only lists. StoreError, and nothing is removed, while another process holds the dataset.
     """
     if not store.entries(""):
         raise StoreError(f"there is no dataset at {store.url}; check the path")
@@ -36,15 +43,33 @@ def clean(store: Store, *, dry_run: bool = False) -> list[tuple[str, int]]:
             current = {} if text is None else json.loads(text)
         except ValueError as error:
             raise StoreError(f"current.json of {store.url} does not read as JSON ({error}); restore it") from error
-        found = unreferenced(store, current)
+        until = _now(store, dry_run) - grace_s
+        found = _written_before(store, unreferenced(store, current), until)
+        uploads = [upload for upload in store.unfinished_uploads() if upload.started <= until]
         left = [*stale_scratch(), *_journals(store)]
         scratch = [(path, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())) for path in left]
         if not dry_run:
             for name, _ in found:
                 store.remove(name)
+            for upload in uploads:
+                store.abort_upload(upload)
             for path, _ in scratch:
                 shutil.rmtree(path, ignore_errors=True)
+    found += [(f"{upload.path} (unfinished upload)", upload.size) for upload in uploads]
     return found + [(str(path), size) for path, size in scratch]
+
+
+def _now(store: Store, dry_run: bool) -> float:
+    """By the store's clock: the lease has just been written, unless nothing will be removed."""
+    beat = None if dry_run else store.modified("lease.json")
+    return time.time() if beat is None else beat
+
+
+def _written_before(store: Store, found: list[tuple[str, int]], until: float) -> list[tuple[str, int]]:
+    """Those written by then; one that has gone meanwhile is left out."""
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        written = list(pool.map(lambda entry: store.modified(entry[0]), found))
+    return [entry for entry, at in zip(found, written, strict=True) if at is not None and at <= until]
 
 
 def _journals(store: Store) -> list[Path]:

@@ -231,6 +231,7 @@ def export(
 def clean(
     dataset: Dataset,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="hours; younger files stay, somebody may be about to need them")] = 1,
 ) -> None:
     """Remove files that nothing names any more.
 
@@ -241,7 +242,7 @@ def clean(
     from mmdata.clean import clean as clean_store
     from mmdata.dataset import open as open_dataset
 
-    removed = clean_store(open_dataset(dataset).store, dry_run=dry_run)
+    removed = clean_store(open_dataset(dataset).store, dry_run=dry_run, grace_s=grace * 3600)
     for name, size in removed:
         _say(f"{name}  {size:,} bytes")
     verb = "would free" if dry_run else "freed"

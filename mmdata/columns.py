@@ -7,6 +7,7 @@ of their own; those are declared by each operator's contract, not here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,8 +22,10 @@ __all__ = [
     "VERDICT_SCHEMA",
     "Column",
     "base_schema",
+    "is_aside",
     "media_reference",
     "row_id",
+    "vector_rows",
 ]
 
 FORMAT_VERSION = 1
@@ -68,7 +71,7 @@ class Column:
 BASE_COLUMNS: tuple[Column, ...] = (
     Column("row_id", pa.int64(), "", "shard * 2^24 + index in the shard; the only join key; never NULL"),
     Column("key", pa.string(), "", "img2dataset's sample key, no dots; unique in a dataset this tool made; never NULL"),
-    Column("uid", pa.string(), "", "32 hex digits naming the source (kind, location, caption); not unique; never NULL"),
+    Column("uid", pa.string(), "", "32 hex digits naming the source (kind, location, caption); not unique; NULL = purged"),
     Column("url", pa.string(), "", "as given in the source; NULL = the source had none"),
     Column("caption", pa.string(), "", "as given in the source; NULL = the source has none for this row"),
     Column("status", pa.string(), "", "what became of the row at ingest: see STATUSES; never NULL"),
@@ -111,6 +114,25 @@ def base_schema(extra: pa.Schema | None = None, roles: tuple[str, ...] = ("image
     fields += list(extra or [])
     fields += [pa.field(c.name, c.type) for role in roles for c in media_reference(role)]
     return pa.schema(fields)
+
+
+def is_aside(column: pa.Field) -> bool:
+    """Whether a step's column stays out of `samples` and of exports that do not ask for it by name: embeddings.
+
+    An embedding is a column of type fixed-size list of floats; nothing else marks it, so a stage, a group and attached
+    columns need only declare that type. It is read from `columns."<set>"`, or by its visible name where columns are
+    named (export's `columns`, `Dataset.kept`).
+    """
+    kind = column.type
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
+
+
+def vector_rows(values: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """One numpy array per row of a fixed-size list column, None where it is NULL; no copy, no Python numbers."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    width = array.type.list_size
+    numbers = array.values.to_numpy(zero_copy_only=False)[array.offset * width :].reshape(-1, width)
+    return [numbers[i] if there else None for i, there in enumerate(array.is_valid().to_pylist())]
 
 
 def row_id(shard: int, index: int) -> int:

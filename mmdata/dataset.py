@@ -96,7 +96,7 @@ class Dataset:
     def kept(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Kept rows of one shard in row order: base columns, media references, then step columns.
 
-        `columns` names the step columns wanted (None = all, reasons too); base columns are always there.
+        `columns` names the step columns wanted (None = all but embeddings, reasons too); base columns are always there.
         """
         current = self._seen()
         index = current.shards.index(shard)
@@ -108,7 +108,7 @@ class Dataset:
         for step in current.steps:
             if not step.set_name:
                 continue
-            pairs = [*step.outputs, ("reason", step.reason_column)]
+            pairs = [*step.outputs, *(() if columns is None else step.aside), ("reason", step.reason_column)]
             wanted = [(own, visible) for own, visible in pairs if columns is None or visible in columns]
             if wanted:
                 owns = list(dict.fromkeys(["row_id", *(own for own, _ in wanted)]))

@@ -17,14 +17,16 @@ from typing import Any, Literal
 
 import yaml
 
-from mmdata.column_files import ColumnFile, shard_name
+from mmdata.attach_work import AttachJob
+from mmdata.column_files import ColumnFile
 from mmdata.errors import BudgetError, RecipeError, RetryableError
 from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
+from mmdata.intake import Intake
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
-from mmdata.pool import Finished, IngestContext, InlinePool, Item, Pool, Tick
+from mmdata.pool import Finished, InlinePool, Item, Pool, Tick
 from mmdata.preflight import Proved
 from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
@@ -74,7 +76,7 @@ def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Cal
 
     Raises StoreError, BudgetError, ContractError or RetryableError when it must stop; the same command resumes.
     """
-    if options.runner == "ray" and not proved.store.is_local:
+    if options.runner == "ray" and not proved.store.is_shared:
         raise RecipeError(f"{proved.store.url} lives in this process only; use --runner inline, or a folder on disk")
     driver = _Driver(proved, options, progress)
     return driver.run(finish)
@@ -103,17 +105,15 @@ class _Driver:
         self.files: dict[str, dict[int, ColumnFile]] = {}
         self.work: dict[str, StepWork] = {}
         self.totals: dict[int, Counter[str]] = {}
-        self.by_status: Counter[str] = Counter()
         self.media_reads = 0
         self.unsettled = 0
-        self.ingest_seconds = 0.0
         self._repeats = Repeats(self.store, self.files, self.bound)
         self._engine = FilterEngine()
         self._pool: Pool | None = None
         self._contexts: dict[str, Any] = {}
         self._shared: set[str] = set()
         self._fetch_line = FetchLine(progress)
-        self._fetched_shards = 0
+        self._intake: Intake | None = None
 
     @property
     def pool(self) -> Pool:
@@ -132,9 +132,10 @@ class _Driver:
                 document = self._dataset()
                 self.rows = self.store.row_files()
                 for number, part in enumerate(self.plan.passes, 1):
-                    self._run_pass(number, part, document if number == 1 else None)
+                    if part.steps or number == 1:
+                        self._run_pass(number, part, document if number == 1 else None)
                     if part.group is not None:
-                        self._run_group(part.group)
+                        self._run_whole(part.group)
                 current, changed = self._publish()
                 self._close_pool()
                 finish(current)
@@ -143,7 +144,7 @@ class _Driver:
                 self._close_pool()
                 self._record(status, started, time.monotonic() - began)
         seconds = time.monotonic() - began
-        by_status = dict(self.by_status)
+        by_status = dict(self._intake.by_status) if self._intake is not None else {}
         return Report(self.id, current, changed, self.work, by_status, self.media_reads, seconds, self.unsettled)
 
     def _close_pool(self) -> None:
@@ -154,6 +155,8 @@ class _Driver:
     def _dataset(self) -> DatasetDocument:
         if self.proved.document.data is None:
             new_dataset(self.store, self.proved.document)
+        else:
+            update_dataset(self.store, self.proved.document)  # the recipe may have grown by a source
         return self.proved.document
 
     # One pass
@@ -163,12 +166,13 @@ class _Driver:
         title = ", ".join(s.name for s in part.steps) or "rows"
         with self.progress.step(title, None) as line:
             ready = self._unfinished(number, part, context, sorted(self.rows), line)
-            fetched = iter(()) if document is None else self._to_fetch(document)
+            intake = None if document is None else self._open_intake()
+            fetched = iter(()) if intake is None else intake.items(self.rows)
             again: set[int] = set()
             for finished in self._drive(fetched, ready):
                 shard = finished.item.shard
-                if finished.item.kind == "ingest":
-                    self._take_ingested(finished)
+                if intake is not None and finished.item.kind == "ingest":
+                    self.rows[shard] = intake.take(finished)
                     ready.extend(self._unfinished(number, part, context, [shard], line))
                 elif self._take_passed(finished.result, line):
                     again.add(shard)
@@ -176,10 +180,15 @@ class _Driver:
             for _ in range(TRANSIENT_ROUNDS):
                 items = deque(self._pass_item(number, part, shard) for shard in sorted(again))
                 again = {f.item.shard for f in self._drive(iter(()), items) if self._take_passed(f.result, None)}
-        if document is not None:
-            self._note_ingested(document)
+        if intake is not None:
+            intake.finish()
         if self._pool is not None:
             self._pool.recycle()
+
+    def _open_intake(self) -> Intake:
+        self._intake = Intake(self.proved, self.id, self._worker_run, self._fetch_line)
+        self._contexts |= self._intake.contexts
+        return self._intake
 
     def _bind(self, number: int, part: Pass) -> PassContext:
         """Give every stage of the pass its identity, and learn which rows its sets cover already."""
@@ -299,37 +308,6 @@ class _Driver:
             steps.append(bound)
         return replace(context, steps=tuple(steps))
 
-    # Ingest
-
-    def _to_fetch(self, document: DatasetDocument) -> Iterator[Item]:
-        """Shards of the list that have no rows yet; the list is read as far as it must be, and never held."""
-        source = document.sources[0]
-        if source["shards"] is not None and source["shards"] <= len(self.rows):
-            return
-        recipe = self.plan.recipe
-        self._contexts["ingest"] = IngestContext(
-            self.store, document.id, recipe.source.kind, recipe.fetch, self._worker_run
-        )
-        self._fetched_shards = 0
-        for shard, table in enumerate(recipe.source.tables(recipe.fetch.shard_rows)):
-            self._fetched_shards = shard + 1
-            if shard not in self.rows:
-                self._fetch_line.begin()
-                yield Item("ingest", "ingest", shard, table, f"{self.id}-{secrets.token_hex(2)}")
-
-    def _take_ingested(self, finished: Finished) -> None:
-        counts = finished.result
-        self.by_status.update(counts.by_status)
-        self.ingest_seconds += counts.seconds
-        self.rows[finished.item.shard] = f"rows/{shard_name(finished.item.shard)}.g0.parquet"
-        self._fetch_line.finish(counts.rows, counts.by_status.get("ok", 0))
-
-    def _note_ingested(self, document: DatasetDocument) -> None:
-        """The list has been read to its end: the number of its shards is known from now on."""
-        if document.sources[0]["shards"] is None:
-            document.sources[0]["shards"] = self._fetched_shards
-            update_dataset(self.store, document)
-
     # What came back
 
     def _take_passed(self, result: PassResult, line: Step | None) -> bool:
@@ -364,6 +342,32 @@ class _Driver:
             f"{step.max_failed:.0%}; look at them with mmdata sql, then mend the step or raise its max_failed"
         )
 
+    def _run_whole(self, step: PlannedStep) -> None:
+        """A step over the whole dataset."""
+        if step.kind == "group":
+            self._run_group(step)
+        else:
+            self._run_attach(step)
+
+    def _run_attach(self, step: PlannedStep) -> None:
+        began = time.monotonic()
+        job = AttachJob(self.store, step, self.rows, self._sets())
+        covered = self.store.coverage(job.bound.set_name)
+        total = self.work.setdefault(step.name, StepWork())
+        if left := job.left(covered):
+            with self.progress.step(step.name, None) as line:
+
+                def tick(rows: int) -> None:
+                    line.advance(done=rows)
+                    total.computed += rows
+                    self.lease.require()
+
+                covered = covered | job.compute(left, tick)
+            total.seconds = time.monotonic() - began
+        job.require_within_budget(covered)
+        self.files[job.bound.set_name] = covered
+        self.bound.append(job.bound)
+
     def _run_group(self, step: PlannedStep) -> None:
         began = time.monotonic()
         job = GroupJob(self.store, tuple(self.bound), step, self.rows, self.files, self._engine)
@@ -393,6 +397,7 @@ class _Driver:
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         sets = {b.step.name: b.set_name for b in self.bound}
         steps = [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()]
-        fetched = {"by_status": dict(self.by_status), "ingest_seconds": round(self.ingest_seconds, 3)}
+        by_status, took = ({}, 0.0) if self._intake is None else (self._intake.by_status, self._intake.seconds)
+        fetched = {"by_status": dict(by_status), "ingest_seconds": round(took, 3)}
         facts = {**fetched, "media_reads": self.media_reads, "steps": steps}
         write_record(self.store, self.id, status, started, seconds, self.options.runner, self.plan.recipe, facts)

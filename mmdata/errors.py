@@ -6,6 +6,7 @@ MmdataError
 ├─ MissingExtra     a package or weights are not there                 the user types the command given; exit 2
 ├─ ContractError    a stage broke its promise                          its author; the run stops
 ├─ StoreError       the folder disagrees with itself, or the disk is full   the operator; the run stops, nothing is lost
+│  └─ MissingMedia  media that a dataset adopted is gone or changed   nobody: it costs that row; an export stops
 ├─ RetryableError   network trouble or a lost worker                   the runner, then the operator
 └─ BudgetError      too many bad rows                                  the operator looks at the data
 
@@ -22,6 +23,7 @@ __all__ = [
     "BudgetError",
     "ContractError",
     "MissingExtra",
+    "MissingMedia",
     "MmdataError",
     "RecipeError",
     "RetryableError",
@@ -61,6 +63,18 @@ class ContractError(MmdataError):
 
 class StoreError(MmdataError):
     """The dataset folder disagrees with itself, is held by another run, or cannot be written."""
+
+
+class MissingMedia(StoreError):
+    """Adopted media is not where the row says, or has another size; `transient`: it could not be reached just now."""
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message, transient)
+        self.transient = transient
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])
 
 
 class RetryableError(MmdataError):

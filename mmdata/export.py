@@ -1,8 +1,10 @@
-"""Export: the kept rows of a dataset as shards that other tools read, in row order, with a card.
+"""Export: the kept rows of a dataset, or of several mixed, in a form that other tools read, with a card.
 
-Two passes: the first looks at the columns of all kept rows (no media) and decides names, members and what fits JSON;
-the second writes, into an attempt folder beside the target, which is renamed at the end. So a target folder is whole or
-absent, and an interrupted export leaves nothing that a reader could take for one.
+First a survey of the columns of all kept rows (no media) decides names, members, what fits JSON, and the identity of
+the export. Then a plan puts every sample in its place (`export_plan`), and each shard is a function of the plan and the
+media it names, written under another name and renamed when it is whole. All of it lies in an attempt folder beside the
+target, which is renamed at the end: so a target folder is whole or absent, a killed export goes on at its first missing
+shard, and neither kills nor the number of writers change a byte.
 """
 
 from __future__ import annotations
@@ -12,19 +14,31 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from mmdata import card
 from mmdata.errors import RecipeError, StoreError
-from mmdata.funnel import Funnel
-from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns, json_value, project, records
-from mmdata.publish import FORMAT, Target
+from mmdata.export_plan import find_plan, write_plan
+from mmdata.export_rows import MIXED_FROM, Rows
+from mmdata.export_shards import Media, cut_shards, write_shards
+from mmdata.exporters.datacomp import DataComp
+from mmdata.exporters.parquet import ParquetFiles
+from mmdata.exporters.shape import Format, Shape
+from mmdata.exporters.webdataset import WebDataset
+from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns
+from mmdata.mixing import Exportable, Opener, Part, divide, open_parts
+from mmdata.publish import FORMAT, Attempt, Finished, Target, size_on_disk
 from mmdata.settings import ExportOptions
-from mmdata.shards import Media, ParquetShards, Shards, WebDatasetShards
 
-__all__ = ["ExportOptions", "ExportResult", "Exportable", "export"]
+__all__ = ["FORMATS", "ExportOptions", "ExportResult", "Exportable", "export"]
+
+FORMATS: dict[str, type[Format]] = {
+    "webdataset": WebDataset,
+    "parquet": ParquetFiles,
+    "datacomp": DataComp,
+}
 
 
 @dataclass(frozen=True)
@@ -38,181 +52,241 @@ class ExportResult:
     written: bool
 
 
-class Exportable(Protocol):
-    """What export asks of a dataset (see `mmdata.dataset.Dataset`)."""
-
-    @property
-    def store(self) -> Any:
-        """The dataset's folder: `is_local`, `root`."""
-
-    @property
-    def current(self) -> Any:
-        """What readers see, with its `chain` and `steps`; None when no run has finished."""
-
-    def shards(self) -> list[int]:
-        """Shard numbers, ascending."""
-
-    def kept(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """Kept rows of a shard in row order: base columns, media references and the columns named (None = all)."""
-
-    def read_media(self, path: str, offset: int, size: int) -> bytes:
-        """The bytes of a media reference."""
-
-    def funnel(self) -> Funnel:
-        """What became of every row."""
-
-
 def export(
     dataset: Exportable,
     options: ExportOptions,
     recipe_yaml: str | None,
     tick: Callable[[int], None] | None = None,
     meanings: Mapping[str, str] | None = None,
+    opener: Opener | None = None,
 ) -> ExportResult:
     """Write the kept rows of `dataset` to `options.path`.
 
-    The same kept rows, columns and options give the same bytes, but for the times in `*_stats.json`. An export of the
-    same content is left alone (its card is brought up to date); an earlier one of other content is replaced once the
-    new one is whole. `tick(n)` is called as samples are done. `meanings`: step column → a line for the card.
+    The same kept rows, columns and options give the same bytes, but for the times in `*_stats.json` (and the names of
+    Lance's files). An export of the same content is left alone (its card is brought up to date); an earlier one of
+    other content is replaced once the new one is whole. `tick(n)` is called as samples are done. `meanings`: step
+    column → a line for the card. `opener` opens the datasets of `options.mix`.
 
     RecipeError: the path holds something else, lies in the dataset, or a column is not there. StoreError: another
-    export writes there, the disk is full, or the dataset contradicts itself.
+    export writes there, the disk is full, or the dataset contradicts itself. MissingExtra: the format's package is
+    not installed.
     """
+    form = FORMATS[options.format]
+    form.require()
     target = Target(options.path, dataset.store)
     with target.sole_writer():
-        columns, survey = _survey(dataset, options, {**_makers(dataset), **(meanings or {})})
-        funnel = dataset.funnel()
-        if funnel.kept != survey.rows:
-            raise StoreError(
-                f"the ledger counts {funnel.kept} kept rows, the shards hold {survey.rows}; run the recipe again"
-            )
-        identity = _identity(options, columns, survey)
-        job = _Job(dataset, options, columns, survey)
-        files = target.finished(identity)
-        written = files is None
-        if files is not None:
-            target.refresh(job.card(funnel, recipe_yaml, files))
+        parts = open_parts(dataset, options, opener)
+        for part in parts:
+            target.require_apart(part.dataset.store)
+        job = _Job(parts, form, options, recipe_yaml, meanings or {})
+        finished = target.finished(job.identity)
+        written = finished is None
+        if finished is not None:
+            target.refresh(job.card(finished))
         else:
-            with target.attempt(survey.media_bytes if job.with_media else 0) as folder:
-                files = job.write(folder, tick)
-                target.publish(folder, job.card(funnel, recipe_yaml, files), identity, files)
-    return ExportResult(target.path, survey.rows, _count_shards(files), sum(files.values()), written)
+            with target.attempt(job.identity, job.media_bytes) as attempt:
+                finished = job.write(attempt, tick)
+                target.publish(attempt, job.card(finished), job.identity, finished)
+    return ExportResult(target.path, sum(job.counts), finished.shards, sum(finished.files.values()), written)
 
 
 class _Job:
-    """One export under way: what to write, decided by the survey."""
+    """One export: what to write, decided by the survey."""
 
     def __init__(
-        self, dataset: Exportable, options: ExportOptions, columns: tuple[ExportColumn, ...], survey: Survey
+        self,
+        parts: list[Part],
+        form: type[Format],
+        options: ExportOptions,
+        recipe_yaml: str | None,
+        meanings: Mapping[str, str],
     ) -> None:
-        self.dataset = dataset
-        self.options = options
-        self.columns = columns
-        self.survey = survey
-        self.is_tar = options.format == "webdataset"
-        self.with_media = self.is_tar or options.include_media
-        self.json_names = survey.json_columns(options.json_nulls) if self.is_tar else ()
-        if self.is_tar and survey.extensions[None] and survey.image_extension() is not None:
+        self.parts, self.options, self.recipe_yaml = parts, options, recipe_yaml
+        if form.media == "never":
+            options = options.model_copy(update={"columns": ("uid",)})
+        self.with_media = form.media == "always" or (form.media == "asked" and options.include_media)
+        schema = _schema(parts, options)
+        self.columns = _columns(parts, schema, options, meanings, form)
+        boxes_type = _boxes_type(schema, options.blur)
+        self.rows = Rows(parts, self.columns, options, boxes_type)
+        self.survey = Survey(self.columns)
+        self.blurred = 0
+        self._look(form.keys_name_files)
+        self.counts = divide(parts, options)
+        if form.same_members and self.survey.extensions[None] and self.survey.image_extension() is not None:
             raise RecipeError(
-                f"{survey.extensions[None]} kept rows have no image, and every sample of a WebDataset needs the same "
-                "members; add the filter image_path IS NOT NULL, or export to format parquet"
+                f"{self.survey.extensions[None]} kept rows have no image, and every sample of a WebDataset needs the "
+                "same members; add the filter image_path IS NOT NULL, or export to format parquet"
             )
+        self.identity = _identity(options, self.columns, self.survey, parts)
+        shape = Shape(
+            schema=pa.schema([pa.field(c.name, c.type) for c in self.columns]),
+            json_names=self.survey.json_columns(options.json_nulls or form.json_nulls),
+            extension=self.survey.image_extension() if self.with_media else None,
+            has_text=self.survey.has_captions,
+            with_media=self.with_media,
+            options=options,
+            identity=self.identity,
+        )
+        self.writer = form(shape)
 
-    def _shards(self, folder: Path, schema: pa.Schema) -> Shards:
+    @property
+    def media_bytes(self) -> int:
+        """Bytes of the images to be written, as stored."""
+        if not self.with_media:
+            return 0
+        return sum(p.media_bytes * n // max(1, p.rows) for p, n in zip(self.parts, self.counts, strict=True))
+
+    def _look(self, as_members: bool) -> None:
+        """The survey: every part's kept rows, without media."""
         options = self.options
-        max_rows, max_bytes = options.max_rows, options.max_bytes
-        if self.is_tar:
-            extension, has_text = self.survey.image_extension(), self.survey.has_captions
-            return WebDatasetShards(folder, schema, max_rows, max_bytes, extension, has_text)
-        return ParquetShards(folder, schema, max_rows, max_bytes, options.max_group_bytes, self.with_media)
+        also = ["row_id"] if options.mix or options.shuffle != "none" else []
+        also += [options.blur] if options.blur is not None else []
+        for part in self.parts:
+            rows, media, values = self.survey.rows, self.survey.media_bytes, self.survey.value_bytes
+            for shard in part.dataset.shards():
+                kept = self.rows.kept(part, shard)
+                here = [n for n in also if n in kept.column_names]
+                self.survey.add(shard, kept, as_members, here)
+                if options.mix:
+                    part.row_ids.append(kept.column("row_id").to_numpy())
+                if options.blur in here:
+                    self.blurred += _count_boxes(kept, str(options.blur), shard)
+            part.rows = self.survey.rows - rows
+            part.media_bytes = self.survey.media_bytes - media
+            part.value_bytes = self.survey.value_bytes - values
+            counted = part.dataset.funnel().kept
+            if counted != part.rows:
+                raise StoreError(
+                    f"the ledger counts {counted} kept rows, the shards hold {part.rows}; run the recipe again"
+                )
 
-    def write(self, folder: Path, tick: Callable[[int], None] | None) -> dict[str, int]:
-        """Write every shard into `folder`; returns the data files with their sizes."""
-        schema = pa.schema([pa.field(c.name, c.type) for c in self.columns])
-        sink = self._shards(folder, schema)
-        try:
-            for shard in self.dataset.shards():
-                self._write_shard(shard, sink, tick)
-            sink.close()
-        except BaseException:
-            sink.abandon()
-            raise
-        return sink.files
+    def write(self, attempt: Attempt, tick: Callable[[int], None] | None) -> Finished:
+        """Write the export into the attempt's folder, or what it lacks."""
+        plan = find_plan(attempt.plan, self.identity)
+        if plan is None:
+            attempt.restart()
+            rows = self.rows.stream(self.counts, attempt.plan)
+            plan = write_plan(attempt.plan, self.identity, rows, lambda pairs: cut_shards(self.writer, pairs))
+        media = Media([p.dataset for p in self.parts], self.with_media)
+        names = write_shards(self.writer, plan, attempt, media, tick) if self.writer.is_sharded else []
+        if not self.writer.is_sharded and tick is not None:
+            tick(plan.rows)
+        names += self.writer.finish(attempt.folder, plan)
+        sizes = {name: size_on_disk(attempt.folder / name) or 0 for name in names}
+        return Finished(sizes, plan.shards if self.writer.is_sharded else len(sizes))
 
-    def _write_shard(self, shard: int, sink: Shards, tick: Callable[[int], None] | None) -> None:
-        kept = _kept(self.dataset, shard, self.options)
-        table = project(kept, self.columns).combine_chunks()
-        references = kept.select(["image_path", "image_offset", "image_size", "image_ext"]).to_pylist()
-        found = records(table, self.json_names if self.is_tar else table.column_names)
-        for row, record in enumerate(map(json_value, found) if self.is_tar else found):
-            sink.add(record, table, row, self._media(references[row]))
-            if tick is not None:
-                tick(1)
-
-    def _media(self, reference: dict[str, Any]) -> Media | None:
-        path, size = reference["image_path"], reference["image_size"]
-        if path is None or not self.with_media:
-            return None
-        data = self.dataset.read_media(path, reference["image_offset"], size)
-        if len(data) != size:
-            raise StoreError(f"{path} is cut short: {len(data)} of {size} bytes at {reference['image_offset']}")
-        return reference["image_ext"] or "bin", data
-
-    def card(self, funnel: Funnel, recipe_yaml: str | None, files: dict[str, int]) -> str:
+    def card(self, finished: Finished) -> str:
         """The README.md of this export."""
-        current = self.dataset.current
         extensions = {e: n for e, n in self.survey.extensions.items() if e is not None and self.with_media}
+        stories = []
+        for part, count in zip(self.parts, self.counts, strict=True):
+            current = part.dataset.current
+            chain = "" if current is None else current.chain
+            stories.append(card.Origin(part.name, count, part.rows, part.dataset.funnel(), chain))
         return card.render(
             card.Card(
-                format=self.options.format,
-                rows=self.survey.rows,
-                shards=_count_shards(files),
-                data_bytes=sum(files.values()),
-                funnel=funnel,
-                chain="" if current is None else current.chain,
-                recipe_yaml=recipe_yaml,
+                rows=sum(self.counts),
+                shards=finished.shards,
+                data_bytes=sum(finished.files.values()),
+                origins=stories,
+                recipe_yaml=self.recipe_yaml,
                 columns=self.columns,
-                json_columns=self.json_names,
+                writer=self.writer,
                 extensions=extensions,
-                extension=self.survey.image_extension(),
-                has_text=self.survey.has_captions,
+                blurred=self.blurred if self.with_media else 0,
             )
         )
-
-
-def _kept(dataset: Exportable, shard: int, options: ExportOptions) -> pa.Table:
-    return dataset.kept(shard, columns_to_ask(options.columns))
 
 
 def _makers(dataset: Exportable) -> dict[str, str]:
     """Step column → which step made it, for the card."""
     made = {}
     for step in () if dataset.current is None else dataset.current.steps:
-        for name in [*(visible for _, visible in step.outputs), step.reason_column]:
+        for name in [*(visible for _, visible in (*step.outputs, *step.aside)), step.reason_column]:
             made[name] = f"made by step {step.name}"
     return made
 
 
-def _survey(
-    dataset: Exportable, options: ExportOptions, meanings: Mapping[str, str]
-) -> tuple[tuple[ExportColumn, ...], Survey]:
-    reserved = ("image",) if options.format == "parquet" and options.include_media else ()
-    shards = dataset.shards()
-    columns: tuple[ExportColumn, ...] = ()
-    if shards:
-        columns = export_columns(dataset.kept(shards[0]).schema, options.columns, meanings, reserved)
-    survey = Survey(columns)
-    for shard in shards:
-        survey.add(shard, _kept(dataset, shard, options), as_members=options.format == "webdataset")
-    return columns, survey
+def _schema(parts: list[Part], options: ExportOptions) -> pa.Schema:
+    """The columns of all parts; RecipeError where two of them give one name two types."""
+    asked = columns_to_ask(options.columns) or []
+    asked += [options.blur] if options.blur is not None else []
+    found: dict[str, tuple[pa.DataType, Part]] = {}
+    for part in parts:
+        shards = part.dataset.shards()
+        if not shards:
+            continue
+        fields = list(part.dataset.kept(shards[0]).schema)
+        missing = [n for n in asked if n not in {f.name for f in fields}]
+        if missing:  # what is not shown unless it is asked for, such as embeddings
+            fields = [*fields, *(f for f in part.dataset.kept(shards[0], missing).schema if f.name in missing)]
+        for field in fields:
+            kind, first = found.setdefault(field.name, (field.type, part))
+            if kind == pa.null():
+                found[field.name] = (field.type, part)
+            elif field.type not in (kind, pa.null()):
+                raise RecipeError(
+                    f"export.mix: the column {field.name!r} is {kind} in {first.name!r} and {field.type} in "
+                    f"{part.name!r}; export columns that agree"
+                )
+    return pa.schema([(name, kind) for name, (kind, _) in found.items()])
 
 
-def _identity(options: ExportOptions, columns: tuple[ExportColumn, ...], survey: Survey) -> str:
-    described = options.model_dump(mode="json", exclude={"path"})
+def _columns(
+    parts: list[Part], schema: pa.Schema, options: ExportOptions, meanings: Mapping[str, str], form: type[Format]
+) -> tuple[ExportColumn, ...]:
+    if not len(schema):
+        return ()
+    reserved = form.reserved if form.media == "always" or options.include_media else ()
+    only = {"uid"} if form.media == "never" else None  # the one format without media writes uids alone
+    chosen = options.columns
+    made = {name: text for part in reversed(parts) for name, text in _makers(part.dataset).items()}
+    if options.mix:
+        if MIXED_FROM in schema.names:
+            raise RecipeError(f"export.mix: a dataset has a column {MIXED_FROM!r}, which a mix writes itself")
+        schema = schema.append(pa.field(MIXED_FROM, pa.string()))
+        made[MIXED_FROM] = "name of the dataset in this mix"
+        chosen = None if chosen is None else (*chosen, MIXED_FROM)
+    found = export_columns(schema, chosen, {**made, **meanings}, reserved)
+    return tuple(c for c in found if only is None or c.name in only)
+
+
+def _boxes_type(schema: pa.Schema, name: str | None) -> pa.DataType | None:
+    """The type of the column of boxes; RecipeError when it is not there, or holds no boxes."""
+    if name is None or not len(schema):
+        return None
+    if name not in schema.names:
+        raise RecipeError(f"export.blur: the dataset has no column {name!r}; name one with boxes")
+    kind = schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    box: Any = kind.value_type if is_list else None
+    is_struct = is_list and pa.types.is_struct(box) and {"left", "top", "right", "bottom"} <= {f.name for f in box}
+    is_four = is_list and any(f(box) for f in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    if not (is_struct or is_four):
+        raise RecipeError(
+            f"export.blur: the column {name!r} is {kind}; expected a list of boxes, each [left, top, right, bottom] "
+            "in px of the stored picture"
+        )
+    return kind
+
+
+def _count_boxes(kept: pa.Table, name: str, shard: int) -> int:
+    """Pictures with a box; StoreError for a picture of which nobody can say whether it has one."""
+    import pyarrow.compute as pc
+
+    boxes = kept.column(name).filter(kept.column("image_path").is_valid())
+    if boxes.null_count:
+        raise StoreError(
+            f"export.blur: {boxes.null_count} kept rows of shard {shard:05d} have NULL in {name!r}, so nobody can say "
+            f"what to blur; add the filter {name} IS NOT NULL"
+        )
+    return int(pc.sum(pc.greater(pc.list_value_length(boxes), 0)).as_py() or 0)
+
+
+def _identity(options: ExportOptions, columns: tuple[ExportColumn, ...], survey: Survey, parts: list[Part]) -> str:
+    described = options.model_dump(mode="json", exclude=set(options.OPERATIONAL))
     names = [[c.name, str(c.type)] for c in columns]
-    text = json.dumps([FORMAT, described, names, survey.rows, survey.digest()], sort_keys=True)
+    who = [[p.name, str(p.weight), p.rows] for p in parts]
+    text = json.dumps([FORMAT, described, names, who, survey.rows, survey.digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _count_shards(files: Mapping[str, int]) -> int:
-    return len({name.partition(".")[0] for name in files})

@@ -25,7 +25,7 @@ import pyarrow as pa
 from mmdata.errors import RecipeError
 from mmdata.filters_allowed import Catalogue, Refused, check_tree, read_catalogue
 
-__all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order"]
+__all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order", "renamed"]
 
 MAX_LENGTH = 10_000  # characters of one expression
 MAX_DEPTH = 100  # levels of nesting; chains of AND and OR count as one level
@@ -316,6 +316,21 @@ def _write(cursor: duckdb.DuckDBPyConnection, expression: dict[str, Any]) -> str
     except duckdb.Error as error:
         raise Refused(_sentence(error)) from None
     return str(text).removeprefix("SELECT ")
+
+
+def renamed(expression: CheckedExpression, names: Mapping[str, str]) -> str:
+    """The text of a checked expression with other names for its columns, such as those an identity is hashed from."""
+    with _checking()[0].cursor() as cursor:
+        tree = _with_names(_select(cursor, expression.value), names)
+        return f"{_write(cursor, tree)} {expression.direction}".rstrip()
+
+
+def _with_names(node: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":  # of one name, and no lambda parameter hides a column: see check_tree
+            return {**node, "column_names": [names.get(n, n) for n in node["column_names"]]}
+        return {k: _with_names(v, names) for k, v in node.items()}
+    return [_with_names(v, names) for v in node] if isinstance(node, list) else node
 
 
 def _without_positions(node: Any) -> Any:

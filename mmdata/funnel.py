@@ -35,7 +35,7 @@ class FunnelStep:
 
     position: int
     name: str
-    kind: Literal["ingest", "stage", "group", "filter"]
+    kind: Literal["ingest", "stage", "group", "attach", "filter"]
     rows_in: int
     dropped: int
     failed: int

@@ -18,6 +18,7 @@ from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_j
 from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
 from mmdata.isolate import checked_columns
+from mmdata.operator_files import at
 from mmdata.plan import PlannedStep, Resolved, identity
 from mmdata.stage import Contract, Failed, Group
 from mmdata.store import Store
@@ -41,6 +42,8 @@ class GroupJob:
         self._store, self._before, self._step, self._engine = store, before, step, engine
         self._rows_files, self._files = rows_files, files
         self._sets = {b.step.position: b.set_name for b in before if b.set_name}
+        # The rows it sees went through all steps, or past the filters through the stages it reads (survivors.tracks).
+        self._seen = [b for b in before if step.over == "kept" or step.position in b.step.ungated_for]
         self._alive: dict[int, npt.NDArray[np.int64]] = {}
         self._row_ids: dict[int, npt.NDArray[np.int64]] = {}
         self.rows = 0
@@ -54,7 +57,7 @@ class GroupJob:
         parts = []
         for shard in sorted(self._rows_files):
             view = self._view(shard)
-            state = walk(view, self._before, self._engine)
+            state = walk(view, self._seen, self._engine)
             if state.missing:
                 raise StoreError(
                     f"shard {shard}: step {min(state.missing)}, which {self._step.name} waits for, is not complete; "
@@ -87,8 +90,8 @@ class GroupJob:
             raise
         except Exception as error:
             raise ContractError(
-                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}); mend "
-                "the group or its options and run again"
+                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}{at(error)}); "
+                "mend the group or its options and run again"
             ) from error
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))

@@ -31,7 +31,7 @@ from mmdata.media.tar import TarAppender
 from mmdata.settings import FetchOptions
 from mmdata.store import Store, shard_name, write_parquet
 
-__all__ = ["FetchOptions", "IngestCounts", "Prepared", "ingest_shard", "key_of", "prepare", "uid_of"]
+__all__ = ["FetchOptions", "IngestCounts", "Prepared", "counts_of", "ingest_shard", "key_of", "prepare", "uid_of"]
 
 _EXTENSIONS = {"jpeg": "jpg", "jpeg2000": "jp2"}  # else the format's own name
 _BIG_PX = 1 << 24
@@ -102,7 +102,7 @@ def ingest_shard(
     started = time.perf_counter()
     rows_name = f"rows/{shard_name(shard)}.g0.parquet"
     if store.exists(rows_name):
-        return _counts(store.read_table(rows_name), started)
+        return counts_of(store.read_table(rows_name), started)
     tar_name = f"media/{shard_name(shard)}-{attempt}.tar"
     urls = table.column("url").to_pylist()
     with store.scratch() as folder:
@@ -117,7 +117,7 @@ def ingest_shard(
             rows = store.read_table(rows_name)
     if journal is not None:
         journal.forget()
-    return _counts(rows, started)
+    return counts_of(rows, started)
 
 
 @dataclass
@@ -355,7 +355,8 @@ def _base_rows(
     return pa.table(columns, schema=schema)
 
 
-def _counts(rows: pa.Table, started: float) -> IngestCounts:
+def counts_of(rows: pa.Table, started: float) -> IngestCounts:
+    """What became of these base rows; `started` is when the work on them began, by `time.perf_counter`."""
     return IngestCounts(
         rows=len(rows),
         by_status=dict(sorted(Counter(rows.column("status").to_pylist()).items())),

@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from mmdata.batch import Batch
 from mmdata.column_files import UNCOVERED
-from mmdata.errors import ContractError, MmdataError, RetryableError
+from mmdata.columns import is_aside, vector_rows
+from mmdata.errors import ContractError, MissingMedia, MmdataError, RetryableError
 from mmdata.media.image import DecodeError
+from mmdata.operator_files import at
 from mmdata.stage import Contract, Failed, Stage
 
 __all__ = [
@@ -113,6 +115,8 @@ def _undecodable(contract: Contract, batch: Batch) -> list[tuple[int, Failed]]:
 
 
 def _media_failure(error: Exception) -> Failed:
+    if isinstance(error, MissingMedia):
+        return Failed("media", transient=True) if error.transient else Failed("missing_media")
     if isinstance(error, MmdataError):
         raise error
     if isinstance(error, DecodeError):
@@ -132,7 +136,7 @@ def _guarded(stage: Stage[Any], contract: Contract, batch: Batch, tracker: StepT
         raise
     except Exception as error:  # noqa: BLE001  row isolation: whatever the stage raises becomes its rows' reason
         _raise_if_device(tracker.name, error)
-        failure, detail = _as_failure(error), f"{type(error).__name__}: {error}"
+        failure, detail = _as_failure(error), f"{type(error).__name__}: {error}{at(error)}"
     else:
         _note_success(batch, results, tracker)
         return results
@@ -199,7 +203,7 @@ def raise_not_opened(step: str, error: Exception) -> NoReturn:
     if isinstance(error, MmdataError):
         raise error
     _raise_if_device(step, error)
-    text = f"step {step} could not be opened ({type(error).__name__}: {error})"
+    text = f"step {step} could not be opened ({type(error).__name__}: {error}{at(error)})"
     if _as_failure(error).transient:
         raise RetryableError(f"{text}; the same command tries again") from error
     raise ContractError(f"{text}; mend the stage or its options and run again") from error
@@ -241,11 +245,26 @@ def checked_columns(operator: str, contract: Contract, answer: Any, rows: int) -
 
 
 def _cells(operator: str, field: pa.Field, values: Any, rows: int) -> list[Any]:
-    cells = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
+    is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
+    if is_arrow and is_aside(field) and values.type == field.type:
+        cells = vector_rows(values)
+    else:
+        cells = values.to_pylist() if is_arrow else list(values)
     if len(cells) != rows:
         raise ContractError(f"{operator} returned {len(cells)} values of {field.name} for {rows} rows")
+    if is_aside(field):
+        return [_vector(v, field.type.value_type.to_pandas_dtype()) for v in cells]
     largest = _largest(field.type)
     return [_plain(v, largest) for v in cells]
+
+
+def _vector(value: Any, kind: Any) -> Any:
+    """An embedding as one numpy array: as Python's numbers a shard of them would take gigabytes."""
+    if value is None or isinstance(value, Failed):
+        return value
+    with np.errstate(over="ignore"):
+        vector = np.asarray(value, kind)
+    return vector if np.isfinite(vector).all() else Failed("not_finite")
 
 
 def _largest(kind: pa.DataType) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "columns_to_ask",
     "export_columns",
     "fits_json",
+    "is_embedding",
     "json_value",
     "project",
     "records",
@@ -46,6 +47,8 @@ _IMG2DATASET: dict[str, str | None] = {
     "exif": "exif",
     "sha256": "sha256",
 }
+# img2dataset's types where ours are wider: a side in px fits
+_THEIR_TYPES = dict.fromkeys(("width", "height", "original_width", "original_height"), pa.int32())
 _CONSTANTS: dict[str, tuple[str | None, str]] = {
     "status": ("success", "always success: an export holds kept samples only"),
     "error_message": (None, "always NULL, for readers of img2dataset's layout"),
@@ -72,18 +75,23 @@ def export_columns(
     """The columns of an export: img2dataset's, then the chosen ones in the order given.
 
     `schema` is that of the dataset's kept rows; `reserved` are names the format takes for itself. `chosen` None = uid,
-    the source's extra columns and all step columns but their reasons. A column whose name differs at most in case
-    from one of img2dataset's or of `reserved`, which the source list may well have, is exported as `source_<name>`.
+    the source's extra columns and all step columns but their reasons and embeddings. A column whose name differs at
+    most in case from one of img2dataset's or of `reserved`, which the source list may well have, is exported as
+    `source_<name>`.
     RecipeError for a column that is not there, with the nearest name.
     """
     found = [
-        ExportColumn(name, source, pa.string() if source is None else schema.field(source).type, *_about(name, source))
+        ExportColumn(name, source, _THEIR_TYPES.get(name, pa.string()), *_about(name, source))
         for name, source in _IMG2DATASET.items()
     ]
     mapped = {c.source for c in found}
     if chosen is None:
         hidden = (_DESCRIBED.keys() | {"verdict", "step", "step_name", "reason"}) - {"uid"}
-        chosen = [n for n in schema.names if n not in hidden and not n.endswith("_reason")]
+        chosen = [
+            n
+            for n in schema.names
+            if n not in hidden and not n.endswith("_reason") and not is_embedding(schema.field(n).type)
+        ]
     taken = {c.name for c in found} | set(reserved)
     for name in dict.fromkeys(chosen):
         if name in mapped or (name in _IMG2DATASET and name not in schema.names):
@@ -112,14 +120,19 @@ def columns_to_ask(chosen: Sequence[str] | None) -> list[str] | None:
     return None if chosen is None else [n for n in chosen if n not in _DESCRIBED and n not in _IMG2DATASET]
 
 
+def is_embedding(kind: pa.DataType) -> bool:
+    """Whether values of this type are vectors for machines, exported only when they are named and never as JSON."""
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type))
+
+
 def project(table: pa.Table, columns: Iterable[ExportColumn]) -> pa.Table:
-    """Kept rows as exported: same rows and order, the export's columns and names."""
+    """Kept rows as exported: same rows and order, the export's columns and names; NULL in a column they do not have."""
     arrays, fields = [], []
     for column in columns:
         if column.source is None:
             arrays.append(pa.array([_CONSTANTS[column.name][0]] * len(table), column.type))
         else:
-            arrays.append(table.column(column.source))
+            arrays.append(table.column(column.source).cast(column.type))
         fields.append(pa.field(column.name, column.type))
     return pa.table(arrays, schema=pa.schema(fields))
 
@@ -151,7 +164,8 @@ def fits_json(values: pa.ChunkedArray | pa.Array) -> bool:
 class Survey:
     """The first look at all kept rows, without media: what decides names and columns for the whole export.
 
-    `rows`, `media_bytes`; `extensions`: image extension → rows (`None`: rows without an image); `has_captions`;
+    `rows`, `media_bytes`, `value_bytes` (about what the values take in memory); `extensions`: image extension → rows
+    (`None`: rows without an image); `has_captions`;
     `json_columns()`; `digest()`: sha256 over every exported value and the size of each image.
     """
 
@@ -159,13 +173,17 @@ class Survey:
         self.columns = tuple(columns)
         self.rows = 0
         self.media_bytes = 0
+        self.value_bytes = 0
         self.extensions: Counter[str | None] = Counter()
         self.has_captions = False
         self._fits = {c.name for c in columns}
         self._hash = hashlib.sha256()
 
-    def add(self, shard: int, kept: pa.Table, as_members: bool) -> None:
-        """Take in the kept rows of one shard; `as_members`: StoreError for a key that cannot name a member of a tar."""
+    def add(self, shard: int, kept: pa.Table, as_members: bool, also: Sequence[str] = ()) -> None:
+        """Take in the kept rows of one shard; `as_members`: StoreError for a key that cannot name a member of a tar.
+
+        `also`: columns that are not exported and yet decide what is.
+        """
         table = project(kept, self.columns)
         self.rows += len(table)
         self.media_bytes += pc.sum(kept.column("image_size")).as_py() or 0
@@ -174,11 +192,16 @@ class Survey:
         self._fits = {n for n in self._fits if fits_json(table.column(n))}
         if as_members:
             _check_keys(shard, table.column("key"))
-        self._hash.update(_content_hash(table.append_column("image_size", kept.column("image_size"))))
+        decides = pa.table(
+            [*table.columns, *(kept.column(n) for n in ("image_size", *also))],
+            names=[*table.column_names, *(f"place:{n}" for n in ("image_size", *also))],
+        )
+        self.value_bytes += table.nbytes
+        self._hash.update(_content_hash(decides))
 
     def json_columns(self, with_nulls: bool) -> tuple[str, ...]:
-        """Names that go into each sample's `.json`; `with_nulls`: all of them, whatever they hold."""
-        return tuple(c.name for c in self.columns if with_nulls or c.name in self._fits)
+        """Names that go into each sample's `.json`; `with_nulls`: all but embeddings, whatever they hold."""
+        return tuple(c.name for c in self.columns if c.name in self._fits or (with_nulls and not is_embedding(c.type)))
 
     def digest(self) -> str:
         """Hex sha256 of what was added, in order."""
@@ -206,8 +229,6 @@ def _check_keys(shard: int, keys: pa.ChunkedArray) -> None:
             f"shard {shard:05d} has a sample whose key {bad[0] if bad else '?'!r} cannot name a file in a tar; "
             "expected 1 to 80 characters without dots, slashes and spaces; export to format parquet instead"
         )
-    if len(pc.unique(keys)) != len(keys):
-        raise StoreError(f"shard {shard:05d} has two samples with the same key; export to format parquet instead")
 
 
 def _content_hash(table: pa.Table) -> bytes:

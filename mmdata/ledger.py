@@ -36,6 +36,7 @@ class CurrentStep:
     outputs: tuple[tuple[str, str], ...] = ()  # (own, visible)
     reason_column: str = ""
     sql: str = ""
+    aside: tuple[tuple[str, str], ...] = ()  # embeddings as (own, visible): not in `samples`, read where they are named
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Current:
             found = json.loads(data)
             if found["format"] != FORMAT_VERSION:
                 raise StoreError(f"{store.url} has format {found['format']}, this mmdata reads format {FORMAT_VERSION}")
-            steps = [CurrentStep(**{**s, "outputs": tuple(map(tuple, s["outputs"]))}) for s in found["steps"]]
+            steps = [CurrentStep(**{**s, **_pairs(s)}) for s in found["steps"]]
             return cls(
                 found["chain"],
                 found["run"],
@@ -178,8 +179,15 @@ class Ledger:
 
 def _current_step(bound: BoundStep) -> CurrentStep:
     step = bound.step
-    sql = step.expression.sql if step.expression is not None else ""
-    return CurrentStep(step.position, step.name, step.kind, bound.set_name, step.outputs, step.reason_column, sql)
+    kind = "filter" if step.kind == "keep_list" else step.kind
+    return CurrentStep(
+        step.position, step.name, kind, bound.set_name, step.outputs, step.reason_column, step.words, step.aside
+    )
+
+
+def _pairs(step: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """The (own, visible) pairs of a step, as JSON gave them."""
+    return {name: tuple((own, visible) for own, visible in step.get(name, ())) for name in ("outputs", "aside")}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdata.attach_work import summaries
 from mmdata.column_files import ColumnFile
 from mmdata.errors import StoreError
 from mmdata.filters import FilterEngine
@@ -21,7 +22,7 @@ from mmdata.group_work import GroupJob
 from mmdata.plan import PlannedStep, Resolved, base_identity, identity
 from mmdata.preflight import Proved
 from mmdata.resolve import resolved_before
-from mmdata.survivors import PERMANENT, BoundStep, ShardView, walk
+from mmdata.survivors import PERMANENT, BoundStep, ShardView, tracks, walk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,8 @@ def look(proved: Proved) -> Outlook:
     """See what is left; reads Parquet columns and footers only."""
     store, steps = proved.store, proved.plan.steps
     rows_files = store.row_files() if proved.document.data is not None else {}
-    expected = proved.document.sources[0]["shards"]
+    known = [source["shards"] for source in proved.document.sources]
+    expected = None if None in known else sum(known)
     engine = FilterEngine()
     bound: list[BoundStep] = []
     files: dict[str, dict[int, ColumnFile]] = {}
@@ -117,7 +119,8 @@ def _left(
     there = {name: found[shard] for name, found in files.items() if shard in found}
     view = ShardView(proved.store, shard, rows_file, sets, there)
     try:
-        alive = walk(view, before, engine).alive
+        ways = [track[:-1] for track in tracks([*before, named]) if track[-1] is named]
+        alive = np.any([walk(view, way, engine).alive for way in ways], axis=0)
     except StoreError:  # an earlier set has no file for the shard: every row may come
         alive = np.ones(len(view), bool)
     return int((alive & (view.columns(named.set_name).codes > PERMANENT)).sum())
@@ -129,7 +132,9 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
     from rich.text import Text
 
     recipe = proved.plan.recipe
-    console.print(Text(f"{recipe.name}: {recipe.source.path} → {proved.store.url}"))
+    console.print(Text(f"{recipe.name}: {', '.join(s.path for s in recipe.sources)} → {proved.store.url}"))
+    for source in recipe.sources[len(recipe.sources) - proved.added :] if proved.added else ():
+        console.print(Text(f"to be added: {source.path} ({source.kind}), in shards after those there are"))
     shards = "not read to its end yet" if outlook.shards_expected is None else f"{outlook.shards_expected} shards"
     console.print(Text(f"list: {shards}; ingested: {outlook.rows:,} rows in {outlook.shards} shards"))
     table = Table(show_edge=False, header_style="bold")
@@ -138,11 +143,13 @@ def render(proved: Proved, outlook: Outlook, console: Console) -> None:
     for item in outlook.steps:
         step = item.step
         reads = [i.visible for i in step.inputs] + (["image"] if step.media else [])
-        adds = [visible for _, visible in step.outputs]
+        adds = [visible for _, visible in (*step.outputs, *step.aside)]
         left = _left_words(item, outlook)
         cells = (str(step.position), step.name, step.kind, ", ".join(reads), ", ".join(adds), left)
         table.add_row(*(Text(c) for c in cells))
     console.print(table)
+    for line in summaries(proved.plan.steps):
+        console.print(Text(line))
     for warning in proved.plan.warnings:
         console.print(Text(f"warning: {warning}"))
     if recipe.export is not None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -20,11 +20,12 @@ from pydantic import ValidationError
 
 from mmdata import registry
 from mmdata.column_files import canonical_json
-from mmdata.columns import FORMAT_VERSION, base_schema
-from mmdata.errors import MissingExtra, RecipeError, nearest
-from mmdata.filters import CheckedExpression, check_filter, check_order
+from mmdata.columns import FORMAT_VERSION, base_schema, is_aside
+from mmdata.errors import MissingExtra, RecipeError, SourceError, nearest
+from mmdata.filters import check_filter, check_order, renamed
+from mmdata.planned import Input, Pass, Plan, PlannedStep, Resolved
 from mmdata.recipe import STEP_KEYS, FilterStep, OperatorStep, Recipe, describe_errors
-from mmdata.stage import Contract, Group, Operator, Options, column_options, order_options
+from mmdata.stage import Contract, Group, Lookup, Operator, Options, column_options, file_options, order_options
 from mmdata.weights import with_fingerprints
 
 __all__ = [
@@ -42,98 +43,6 @@ __all__ = [
 
 # Base columns that `samples` adds itself, so that no step may write them.
 _LEDGER = ("verdict", "step", "step_name", "reason")
-
-
-@dataclass(frozen=True)
-class Input:
-    """One column a step reads: the name it is seen under, and where it is: base rows, or the step that made it."""
-
-    visible: str
-    made_by: int | None  # position of the step; None = base rows
-    own: str  # its name in that column set, or in the base rows
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """One step, checked. `position` counts from 1; 0 is ingest."""
-
-    position: int
-    name: str
-    kind: Literal["stage", "group", "filter"]
-    on_error: Literal["drop", "keep"] = "drop"
-    max_failed: float = 0.05
-    operator: type[Operator[Any]] | None = None
-    options: Options | None = None
-    contract: Contract | None = None
-    inputs: tuple[Input, ...] = ()
-    outputs: tuple[tuple[str, str], ...] = ()  # (own, visible)
-    reason_column: str = ""
-    media: bool = False
-    order: tuple[CheckedExpression, ...] = ()  # the `prefer` terms of a group
-    expression: CheckedExpression | None = None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Stages and filters that share one decode, then at most one group that needs the whole dataset."""
-
-    steps: tuple[PlannedStep, ...]
-    group: PlannedStep | None
-
-    @property
-    def uses_model(self) -> bool:
-        """Whether a worker must keep a model open, so that actors are worth their start."""
-        return any(s.contract is not None and s.contract.batch_shape is not None for s in self.steps)
-
-    @property
-    def gpu(self) -> float:
-        """Share of an accelerator that a worker of this pass holds, where there is one."""
-        return max((s.contract.needs.gpu for s in self.steps if s.contract is not None), default=0.0)
-
-    @property
-    def threads(self) -> int:
-        """Decoding threads of a worker of this pass."""
-        return max((s.contract.needs.threads for s in self.steps if s.contract is not None), default=1)
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What a machine settled for one stage, once per dataset: kept in `state/`, taken from there by later runs."""
-
-    batch_shape: int | None = None
-    precision: str | None = None
-    device: str = "cpu"
-    weights: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A proved recipe. `columns` maps every visible column to its Arrow type, in order."""
-
-    recipe: Recipe
-    steps: tuple[PlannedStep, ...]
-    columns: pa.Schema
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def passes(self) -> tuple[Pass, ...]:
-        """The steps cut after every group; the last pass may be empty."""
-        made: list[Pass] = []
-        current: list[PlannedStep] = []
-        for step in self.steps:
-            if step.kind == "group":
-                made.append(Pass(tuple(current), step))
-                current = []
-            else:
-                current.append(step)
-        if current or not made:
-            made.append(Pass(tuple(current), None))
-        return tuple(made)
-
-    @property
-    def groups(self) -> bool:
-        """Whether any step needs the whole dataset."""
-        return any(s.kind == "group" for s in self.steps)
 
 
 class _Names:
@@ -168,7 +77,7 @@ def plan_recipe(recipe: Recipe, extra: pa.Schema | None = None, require_packages
     installed (unless `require_packages` is false, for listings).
     """
     base = base_schema(extra)
-    hidden = [] if recipe.source.caption is not None else ["caption"]
+    hidden = [] if any(source.has_captions for source in recipe.sources) else ["caption"]
     names = _Names(base, hidden)
     later = _made_later(recipe)
     planned: list[PlannedStep] = []
@@ -183,7 +92,32 @@ def plan_recipe(recipe: Recipe, extra: pa.Schema | None = None, require_packages
             planned.append(_plan_filter(position, step, names, unmade))
         else:
             planned.append(_plan_operator(position, step, recipe, names, unmade, require_packages))
-    return Plan(recipe, tuple(planned), names.schema(), tuple(_warnings(planned)))
+    steps = _ungated(planned)
+    return Plan(recipe, tuple(steps), names.schema(), tuple(_warnings(steps)))
+
+
+def _ungated(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
+    """The steps, each knowing the `over: all` groups that read it: for those it covers all rows, filters or not.
+
+    RecipeError when such a group reads, through whatever stages, a group that saw only the rows that reached it.
+    """
+    readers: dict[int, set[int]] = {}
+    for group in (s for s in steps if s.over == "all"):
+        open_steps, seen = [group], {group.position}
+        while open_steps:
+            for position in {i.made_by for i in open_steps.pop().inputs if i.made_by is not None} - seen:
+                step = steps[position - 1]
+                if step.kind == "keep_list":
+                    continue  # it covers all rows, and as a filter it takes none away here
+                if step.kind == "group" and step.over != "all":
+                    raise RecipeError(
+                        f"step {group.position} ({group.name}): over: all needs values for all rows, but step "
+                        f"{step.name}, which it builds on, sees only those that reach it; give {step.name} over: all"
+                    )
+                readers.setdefault(position, set()).add(group.position)
+                seen.add(position)
+                open_steps.append(step)
+    return [replace(s, ungated_for=frozenset(readers.get(s.position, ()))) for s in steps]
 
 
 def _made_later(recipe: Recipe) -> dict[str, tuple[int, str]]:
@@ -192,9 +126,9 @@ def _made_later(recipe: Recipe) -> dict[str, tuple[int, str]]:
     for position, step in enumerate(recipe.steps, 1):
         if isinstance(step, OperatorStep):
             try:
-                operator = registry.operator(step.operator)
-                contract = operator.contract(operator.options_type.model_validate(step.options))
-            except (ValidationError, RecipeError, MissingExtra):
+                operator = registry.operator(step.operator, recipe.own)
+                contract = registry.contract(operator, operator.options_type.model_validate(step.options))
+            except (ValidationError, RecipeError, SourceError, MissingExtra):
                 continue
             for own in contract.writes.names:
                 found.setdefault(_visible(operator.label, own, step.alias), (position, step.name))
@@ -223,10 +157,15 @@ def _plan_operator(
     unmade: Mapping[str, str],
     require_packages: bool,
 ) -> PlannedStep:
-    operator = registry.operator(step.operator)
+    operator = registry.operator(step.operator, recipe.own)
     where = f"step {position} ({step.name})"
+    if step.over != "kept" and not issubclass(operator, Group):
+        raise RecipeError(f"{where}: only a group can be `over: {step.over}`; a stage looks at one row at a time")
     options = _bind_options(where, operator, step, recipe.seed)
-    contract = operator.contract(options)
+    try:
+        contract = registry.contract(operator, options)
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from None
     if require_packages:
         _require_modules(where, contract)
         contract = with_fingerprints(where, contract)
@@ -239,29 +178,43 @@ def _plan_operator(
     wanted = dict.fromkeys([*reads, *(c for term in order for c in term.columns)])
     for column in wanted:
         _require_column(where, column, names, unmade)
-    outputs = []
+    outputs: list[tuple[str, str]] = []
+    aside: list[tuple[str, str]] = []
     inputs = tuple(names.input(c) for c in wanted)
     for column in contract.writes:
         visible = _visible(operator.label, column.name, step.alias)
         names.add(where, position, step.name, column.name, visible, column.type)
-        outputs.append((column.name, visible))
+        (aside if is_aside(column) else outputs).append((column.name, visible))
     reason_column = f"{step.alias or operator.label}_reason"
     names.add(where, position, step.name, "reason", reason_column, pa.string())
     return PlannedStep(
         position,
         step.name,
-        "group" if issubclass(operator, Group) else "stage",
+        _kind(where, operator, step),
         step.on_error,
-        step.max_failed,
+        # What a file from outside does not have is no fault: no budget for it unless one is given.
+        1.0 if issubclass(operator, Lookup) and "max_failed" not in step.model_fields_set else step.max_failed,
         operator,
         options,
         contract,
         inputs,
         tuple(outputs),
+        tuple(aside),
         reason_column,
         "image" in contract.reads,
         order,
+        over=step.over,
     )
+
+
+def _kind(
+    where: str, operator: type[Operator[Any]], step: OperatorStep
+) -> Literal["stage", "group", "attach", "keep_list"]:
+    if not issubclass(operator, Lookup):
+        return "group" if issubclass(operator, Group) else "stage"
+    if operator.is_filter and {"on_error", "max_failed"} & step.model_fields_set:
+        raise RecipeError(f"{where} is a filter, which fails no row: leave `on_error` and `max_failed` out")
+    return "keep_list" if operator.is_filter else "attach"
 
 
 def _bind_options(where: str, operator: type[Operator[Any]], step: OperatorStep, seed: int) -> Options:
@@ -305,6 +258,13 @@ def _warnings(steps: Sequence[PlannedStep]) -> list[str]:
                     f"filter {step.name} follows {group.name} without reading its columns: where it drops the first "
                     f"row of a cluster, the whole cluster is gone; filter before {group.name} if you can"
                 )
+        if group.over == "all":
+            before = [s.name for s in steps[: group.position - 1] if s.kind == "filter"]
+            if before:
+                found.append(
+                    f"{group.name} is over all rows: where {', '.join(before)} drops the first row of a cluster, the "
+                    f"whole cluster is gone; let `prefer` put the rows first that the filter keeps"
+                )
     return found
 
 
@@ -322,11 +282,11 @@ def _identity_document(
     references = {
         i.visible: i.own if i.made_by is None else [sets[i.made_by].rpartition("-")[2], i.own] for i in step.inputs
     }
-    options = step.options.model_dump(mode="json")
+    options = step.options.model_dump(mode="json", exclude=set(file_options(step.options)))
     for name, columns in column_options(step.options).items():
         options[name] = [references[c] for c in columns]
     for name in order_options(step.options):
-        options[name] = [[term.sql, [references[c] for c in term.columns]] for term in step.order]
+        options[name] = [renamed(term, {c: json.dumps(references[c]) for c in term.columns}) for term in step.order]
     # What an option names may change its name. What the operator reads by a name of its own keeps it: two columns that
     # change places would otherwise be the same set of columns.
     named = {c for columns in column_options(step.options).values() for c in columns}
@@ -344,14 +304,21 @@ def _identity_document(
         "reads": sorted(json.dumps(r if name in named else [name, r]) for name, r in references.items()),
         "media": step.media,
     }
+    if step.operator.origin:
+        document["origin"] = step.operator.origin
     if digest is not None:
         document["rows"] = digest
+    if step.over != "kept":
+        document["over"] = step.over
     return document
 
 
 def base_identity(step: PlannedStep, sets: Mapping[int, str]) -> str:
     """Hash of everything that is known before a machine resolves shape, precision and weights; names the state file."""
-    return _digest(_identity_document(step, None, sets, None))[:16]
+    document = _identity_document(step, None, sets, None)
+    added = step.operator.additions if step.operator is not None else ()
+    document["options"] = {k: v for k, v in document["options"].items() if k not in added}
+    return _digest(document)[:16]
 
 
 def identity(

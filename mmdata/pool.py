@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from mmdata.adopt import adopt_shard
 from mmdata.column_files import ColumnFile
 from mmdata.filters import FilterEngine
 from mmdata.ingest import ingest_shard
@@ -18,9 +19,10 @@ from mmdata.ingest_journal import IngestJournal
 from mmdata.isolate import DeviceLost, DeviceOutOfMemory, raise_not_opened
 from mmdata.plan import PlannedStep, Resolved
 from mmdata.settings import FetchOptions
+from mmdata.sources.adopted import AdoptingSource, Part
 from mmdata.stage import Stage
 from mmdata.store import Store
-from mmdata.work import PassContext, close_stages, journal_folder, run_pass
+from mmdata.work import PassContext, close_stages, journal_folder, run_pass, settle_item
 
 __all__ = [
     "Finished",
@@ -34,7 +36,7 @@ __all__ = [
     "resolve_stage",
 ]
 
-Kind = Literal["ingest", "pass", "resolve"]
+Kind = Literal["ingest", "pass", "resolve", "verdict"]
 Tick = Callable[[int], None]
 
 
@@ -47,6 +49,9 @@ class IngestContext:
     source_kind: str
     fetch: FetchOptions
     run: str = ""  # as in PassContext
+    source: AdoptingSource | None = None  # None = a list of URLs, whose rows come with the item
+    own: pa.Schema | None = None  # the source's extra columns
+    extra: pa.Schema | None = None  # the dataset's
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,14 @@ class Item:
     context: str
     shard: int = 0
     rows: pa.Table | None = None  # ingest: the shard's part of the list
+    part: Part | None = None  # ingest of an adopting source: the files that are this shard
     attempt: str = ""
     rows_file: str = ""
     files: Mapping[str, ColumnFile] = field(default_factory=dict)
     on_actor: bool = False  # the pass keeps a model open
     gpu: float = 0.0  # share of an accelerator its worker holds, where there is one
     proven: frozenset[str] = frozenset()  # sets of which some row has succeeded in another item
+    earlier: str = ""  # the shard's verdict file of an earlier run of the same chain
 
     @property
     def name(self) -> str:
@@ -116,8 +123,12 @@ def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
     """Do one item in this process; `tick` is told how many more rows are fetched."""
     global _engine
     if item.kind == "ingest":
-        assert item.rows is not None
         assert isinstance(context, IngestContext)
+        if item.part is not None:
+            assert context.source is not None
+            own, extra, rows = context.own or pa.schema([]), context.extra or pa.schema([]), context.fetch.shard_rows
+            return adopt_shard(context.store, item.shard, context.source, item.part, own, extra, rows, tick)
+        assert item.rows is not None
         journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
         kind, fetch = context.source_kind, context.fetch
         return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, tick, journal)
@@ -126,8 +137,10 @@ def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
     assert isinstance(context, PassContext)
     if _engine is None:
         _engine = FilterEngine()
+    if item.kind == "verdict":
+        return settle_item(context, item.shard, item.rows_file, item.files, _engine, item.earlier)
     try:
-        return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven)
+        return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven, item.earlier)
     except (DeviceLost, DeviceOutOfMemory):
         close_stages()  # whichever process takes the item next opens them anew
         raise

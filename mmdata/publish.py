@@ -1,7 +1,9 @@
 """The folder an export goes to: one writer at a time, whole or absent, never somebody else's files.
 
-Everything is written into `<path>.attempt-<id>` and renamed at the end. While an export runs it holds a lock on
-`<path>.lock`, which the kernel lets go when the process dies: attempt folders found under the lock are therefore dead.
+Everything is written into `<path>.attempt-<id>`, with its plan in `<path>.plan-<id>`, and renamed at the end; the id is
+the beginning of the export's identity. While an export runs it holds a lock on `<path>.lock`, which the kernel lets go
+when the process dies: an attempt found under the lock is therefore dead, and the next export of the same identity goes
+on with it; any other removes it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,40 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmdata.errors import RecipeError, StoreError
 
-__all__ = ["FORMAT", "MANIFEST", "Target"]
+__all__ = ["FORMAT", "MANIFEST", "Attempt", "Finished", "Target", "size_on_disk"]
 
 MANIFEST = "_mmdata_export.json"  # the underscore hides it from readers that scan a folder
-FORMAT = 1  # of what an export holds; a change makes every earlier one stale
+FORMAT = 2  # of what an export holds; a change makes every earlier one stale
 _CARD = "README.md"
+
+
+@dataclass
+class Attempt:
+    """An export being written: `folder` becomes the export, `plan` goes. An error leaves both when `keep` is set."""
+
+    folder: Path
+    plan: Path
+    keep: bool = False
+
+    def restart(self) -> None:
+        """Empty both folders."""
+        for folder in (self.folder, self.plan):
+            shutil.rmtree(folder)
+            folder.mkdir()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole export: data files with their sizes in bytes (a name with a slash at its end: all in that folder)."""
+
+    files: dict[str, int]
+    shards: int
 
 
 class Target:
@@ -37,11 +63,18 @@ class Target:
         if "://" in path and not path.startswith("file://"):
             raise RecipeError(f"export.path {path!r} is not a local folder; export to a local folder and copy it there")
         self.path = Path(os.path.realpath(path.removeprefix("file://")))
+        self._given = path
+        self.require_apart(store)
+        self._manifest: dict[str, Any] | None = None
+
+    def require_apart(self, store: Any) -> None:
+        """RecipeError when the path lies in or around the folder of a dataset."""
         if store.is_local:
             root = Path(os.path.realpath(store.root))
             if root == self.path or root in self.path.parents or self.path in root.parents:
-                raise RecipeError(f"export.path {path!r} lies in or around the dataset folder; choose one beside it")
-        self._manifest: dict[str, Any] | None = None
+                raise RecipeError(
+                    f"export.path {self._given!r} lies in or around the dataset folder; choose one beside it"
+                )
 
     def require_free(self) -> None:
         """RecipeError when something stands at the path that an export would refuse to replace; writes nothing."""
@@ -59,7 +92,7 @@ class Target:
             raise StoreError(f"another export is writing to {self.path}; wait for it, or stop it")
         try:
             with _disk_errors(self.path):
-                self._sweep()
+                self._put_back()
                 self._manifest = self._read_manifest()
                 yield
         finally:
@@ -78,37 +111,55 @@ class Target:
             return None
         try:
             manifest = json.loads((self.path / MANIFEST).read_bytes())
-            own = {*manifest["all"], *manifest["files"]}
+            own = {*manifest["all"], *(n.partition("/")[0] for n in manifest["files"])}
         except (OSError, ValueError, KeyError, TypeError):
             raise RecipeError(
                 f"export.path {self.path} is not empty and no export of mmdata (it holds {names[0]!r}); choose another"
             ) from None
         foreign = [n for n in names if n not in own]
+        for name, count in manifest.get("folders", {}).items():  # a folder of ours with more in it than we wrote
+            if (self.path / name).is_dir() and sum(1 for _ in _walk(self.path / name)) > count:
+                foreign.append(f"a file in {name}")
         manifest["foreign"] = foreign[0] if foreign else None
         return dict(manifest)
 
-    def _sweep(self) -> None:
-        """Remove what dead exports left beside the target; put back an earlier export that one had moved aside."""
-        ours = re.compile(re.escape(self.path.name) + r"\.(attempt|old)-[0-9a-f]{12}")
+    def _left(self, kinds: str) -> Iterator[tuple[Path, str]]:
+        """What dead exports left beside the target, and its kind."""
+        ours = re.compile(re.escape(self.path.name) + rf"\.({kinds})-[0-9a-f]{{12}}")
         for left in sorted(self.path.parent.iterdir()):
-            found = ours.fullmatch(left.name)
-            if found is None:
-                continue
-            if found[1] == "old" and not self.path.exists():
+            if found := ours.fullmatch(left.name):
+                yield left, found[1]
+
+    def _put_back(self) -> None:
+        """Put back an earlier export that a dead one had moved aside; remove it when the new one stands already."""
+        for left, _ in self._left("old"):
+            if self.path.exists():
+                shutil.rmtree(left)
+            else:
                 left.rename(self.path)
-            elif left.is_dir():
+
+    def _sweep(self, keep: str | None = None) -> None:
+        """Remove attempts and plans of dead exports, but those of the identity `keep`."""
+        for left, kind in self._left("attempt|plan"):
+            if keep is not None and left.name.endswith(f".{kind}-{keep[:12]}"):
+                continue
+            if left.is_dir():
                 shutil.rmtree(left)
             else:
                 left.unlink()
 
-    def finished(self, identity: str) -> dict[str, int] | None:
-        """Data files and sizes of a whole export of this identity, None when there is none."""
+    def finished(self, identity: str) -> Finished | None:
+        """The whole export of this identity, None when there is none; sweeps the attempts of others."""
         manifest = self._manifest
         if manifest is None or manifest.get("identity") != identity:
+            self._sweep(keep=identity)
             return None
         files: dict[str, int] = manifest["files"]
-        sizes = {p.name: p.stat().st_size for p in self.path.iterdir()}
-        return files if all(sizes.get(n) == size for n, size in files.items()) else None
+        if any(size_on_disk(self.path / name) != size for name, size in files.items()):
+            self._sweep(keep=identity)
+            return None
+        self._sweep()
+        return Finished(files, manifest["shards"])
 
     def refresh(self, card: str) -> None:
         """Replace the card of a finished export, when it differs."""
@@ -120,30 +171,46 @@ class Target:
         os.replace(new, there)
 
     @contextmanager
-    def attempt(self, media_bytes: int) -> Iterator[Path]:
-        """Give a fresh folder beside the target, removed unless `publish` took it; StoreError when space is short."""
+    def attempt(self, identity: str, media_bytes: int) -> Iterator[Attempt]:
+        """Give the folders of an attempt: a dead one's of the same identity, or fresh ones.
+
+        They are removed when the `with` ends, unless `publish` took them or an error ends it and `keep` is set.
+        StoreError when space is short.
+        """
         foreign = (self._manifest or {}).get("foreign")
         if foreign is not None:
             raise RecipeError(
                 f"export.path {self.path} holds an earlier export and {foreign!r}, which mmdata did not write; "
                 "move that file away, or choose another folder"
             )
+        name = f"{self.path.name}.{{}}-{identity[:12]}"
+        attempt = Attempt(self.path.with_name(name.format("attempt")), self.path.with_name(name.format("plan")))
+        there = size_on_disk(attempt.folder) or 0
         free = shutil.disk_usage(self.path.parent).free
-        if free < media_bytes:
+        if free + there < media_bytes:
             raise StoreError(f"{self.path} needs {media_bytes:,} bytes and the disk has {free:,} left; make room")
-        folder = self.path.with_name(f"{self.path.name}.attempt-{secrets.token_hex(6)}")
-        folder.mkdir()
+        attempt.plan.mkdir(exist_ok=True)
+        attempt.folder.mkdir(exist_ok=True)
         try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            yield attempt
+        except BaseException:
+            if not attempt.keep:
+                self._discard(attempt)
+            raise
+        self._discard(attempt)
 
-    def publish(self, folder: Path, card: str, identity: str, files: dict[str, int]) -> None:
-        """Make `folder` the export: the card and the manifest go in last, then one rename."""
+    def _discard(self, attempt: Attempt) -> None:
+        shutil.rmtree(attempt.folder, ignore_errors=True)
+        shutil.rmtree(attempt.plan, ignore_errors=True)
+
+    def publish(self, attempt: Attempt, card: str, identity: str, finished: Finished) -> None:
+        """Make the attempt the export: the card and the manifest go in last, then one rename."""
+        folder = attempt.folder
         _write_synced(folder / _CARD, card)
-        names = sorted([MANIFEST, *(p.name for p in folder.iterdir())])
-        manifest = {"format": FORMAT, "identity": identity, "files": files, "all": names}
-        _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        names = sorted({MANIFEST, *(p.name for p in folder.iterdir())})
+        counts = {p.name: sum(1 for _ in _walk(p)) for p in folder.iterdir() if p.is_dir()}
+        manifest = {"format": FORMAT, "identity": identity, "shards": finished.shards, "files": finished.files}
+        _write_synced(folder / MANIFEST, json.dumps({**manifest, "all": names, "folders": counts}, indent=1) + "\n")
         _sync_folder(folder)
         old = self.path.with_name(f"{self.path.name}.old-{secrets.token_hex(6)}")
         with suppress(FileNotFoundError):
@@ -151,6 +218,23 @@ class Target:
         folder.rename(self.path)
         _sync_folder(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def size_on_disk(path: Path) -> int | None:
+    """Bytes of a file, or of all files in a folder; None when there is neither."""
+    try:
+        return sum(entry.stat().st_size for entry in _walk(path)) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path))
+            else:
+                yield entry
 
 
 def _lock(path: Path) -> int | None:

@@ -75,6 +75,7 @@ _Extent = tuple[int, int | None, int | None]  # rows, smallest row_id, largest r
 
 def _extents(connection: duckdb.DuckDBPyConnection, store: Store, what: str, names: Sequence[str]) -> list[_Extent]:
     paths = [store.path_for_duckdb(n) for n in names]
+    store.expect(names)
     try:
         found = connection.execute(
             "SELECT file_name, sum(row_group_num_rows), min(stats_min_value::BIGINT), max(stats_max_value::BIGINT) "
@@ -85,7 +86,7 @@ def _extents(connection: duckdb.DuckDBPyConnection, store: Store, what: str, nam
         first = str(error).splitlines()[0]
         raise StoreError(f"{store.url}: a file of {what} is missing or torn ({first})") from None
     # DuckDB answers with plain paths: not as it was asked, with glob characters escaped.
-    by_path = {name.removeprefix("memory://"): (int(rows), least, most) for name, rows, least, most in found}
+    by_path = {store.plain_path(name): (int(rows), least, most) for name, rows, least, most in found}
     return [by_path.get(f"{store.root}/{name}", (0, None, None)) for name in names]  # no row groups without rows
 
 

@@ -10,15 +10,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
-from mmdata import registry
+from mmdata import operator_files, registry
 from mmdata.errors import RecipeError, nearest
+from mmdata.operator_files import OperatorFile
+from mmdata.recipe_yaml import from_yaml
 from mmdata.settings import ExportOptions, FetchOptions
-from mmdata.sources.urls import UrlSource
+from mmdata.sources.kinds import KINDS, Source
 
 __all__ = [
     "STEP_KEYS",
@@ -27,13 +38,12 @@ __all__ = [
     "Recipe",
     "describe_errors",
     "document_of",
-    "json_schema",
     "load",
     "parse",
     "with_overrides",
 ]
 
-STEP_KEYS = ("as", "on_error", "max_failed")
+STEP_KEYS = ("as", "on_error", "max_failed", "over")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -46,6 +56,7 @@ class OperatorStep(BaseModel):
     alias: str | None = Field(None, description="`as`: prefix of the step's columns, and its name")
     on_error: Literal["drop", "keep"] = "drop"
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail, judged from 200 rows on")
+    over: Literal["kept", "all"] = Field("kept", description="the rows a group sees: those that reach it, or all")
 
     @property
     def name(self) -> str:
@@ -61,6 +72,14 @@ class FilterStep(BaseModel):
     sql: str
 
 
+# A path where people write and read it; the file itself, read and run once, in the recipe.
+_OperatorFile = Annotated[
+    InstanceOf[OperatorFile],
+    PlainSerializer(lambda file: file.path, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+
+
 class Recipe(BaseModel):
     """A recipe as the user wrote it, with defaults filled in."""
 
@@ -68,35 +87,83 @@ class Recipe(BaseModel):
     name: str = Field(description="a short name, used in cards and reports")
     seed: int = Field(0, description="enters every operator that draws random numbers")
     dataset: str = Field(description="the dataset folder: made, or resumed")
-    source: UrlSource = Field(description="where the rows come from")
+    source: Source | tuple[Source, ...] = Field(description="where the rows come from; a list grows by appending to it")
     fetch: FetchOptions = Field(default_factory=FetchOptions, description="how media is fetched and stored")
+    operators: tuple[_OperatorFile, ...] = Field((), description="Python files with stages and groups of your own")
     steps: tuple[OperatorStep | FilterStep, ...] = Field((), description="stages, groups and filters, in order")
     export: ExportOptions | None = Field(None, description="what to write when the steps are done")
 
+    @property
+    def own(self) -> registry.Own:
+        """Operator name → class, of the recipe's own files."""
+        return operator_files.operators_of(self.operators)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources in order, one or several."""
+        return self.source if isinstance(self.source, tuple) else (self.source,)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _read_sources(cls, source: Any) -> Any:
+        if isinstance(source, Sequence) and not isinstance(source, str):
+            if not source:
+                raise ValueError("expected at least one source")
+            return tuple(_read_source(("source", str(number)), one) for number, one in enumerate(source))
+        return _read_source(("source",), source)
+
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _read_operators(cls, paths: Any) -> Any:
+        if paths is None:
+            return ()
+        if not isinstance(paths, Sequence) or isinstance(paths, str):
+            raise ValueError("expected a list of files, such as [my_ops.py]")
+        for path in paths:
+            if not isinstance(path, str | Path | OperatorFile):
+                raise ValueError("expected the path of a Python file")
+        files = tuple(p if isinstance(p, OperatorFile) else operator_files.read(str(p)) for p in paths)
+        operator_files.operators_of(files)
+        return files
+
     @field_validator("steps", mode="before")
     @classmethod
-    def _read_steps(cls, steps: Any) -> Any:
+    def _read_steps(cls, steps: Any, info: ValidationInfo) -> Any:
         if steps is None:
             return ()
         if not isinstance(steps, Sequence) or isinstance(steps, str):
             raise ValueError("expected a list of steps")
-        return tuple(read for position, step in enumerate(steps, 1) for read in _read_step(position, step))
+        own = operator_files.operators_of(info.data.get("operators", ()))
+        return tuple(read for position, step in enumerate(steps, 1) for read in _read_step(position, step, own))
 
 
-def _read_step(position: int, step: Any) -> Iterable[OperatorStep | FilterStep]:
+def _read_source(place: tuple[str, ...], source: Any) -> Any:
+    """One source by its kind; `place` is where it stands, for messages."""
+    if not isinstance(source, Mapping):
+        return source
+    kind = source.get("kind", "urls")
+    if kind not in KINDS:
+        raise RecipeError(f"{'.'.join(place)}.kind: no source is called {kind!r}{nearest(str(kind), KINDS)}")
+    try:
+        return KINDS[kind].model_validate(dict(source))
+    except ValidationError as error:
+        raise RecipeError(_described(error, KINDS[kind], place=place)) from None
+
+
+def _read_step(position: int, step: Any, own: registry.Own) -> Iterable[OperatorStep | FilterStep]:
     where = f"step {position}"
     if isinstance(step, OperatorStep | FilterStep):
         return [step]
     if step == "filter":
         return _read_filters(where, None)
     if isinstance(step, str):
-        return [OperatorStep(operator=_known(where, step))]
+        return [OperatorStep(operator=_known(where, step, own))]
     if not isinstance(step, Mapping) or len(step) != 1:
         raise RecipeError(f"{where}: expected a name, or one 'name: {{options}}', got {_short(step)}")
     [(name, body)] = step.items()
     if name == "filter":
         return _read_filters(where, body)
-    return [_read_operator(where, _known(where, name), {} if body is None else body)]
+    return [_read_operator(where, _known(where, name, own), {} if body is None else body)]
 
 
 def _read_filters(where: str, body: Any) -> list[FilterStep]:
@@ -124,8 +191,8 @@ def _read_operator(where: str, name: str, body: Any) -> OperatorStep:
         raise RecipeError(describe_errors(f"{where} ({name})", error, OperatorStep)) from None
 
 
-def _known(where: str, name: Any) -> str:
-    known = [*registry.names(), "filter"]
+def _known(where: str, name: Any, own: registry.Own) -> str:
+    known = [*registry.names(own), "filter"]
     if not isinstance(name, str) or name not in known:
         raise RecipeError(f"{where}: no operator is called {name!r}{nearest(str(name), known)}")
     return name
@@ -134,33 +201,6 @@ def _known(where: str, name: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, where plain YAML would silently keep the last.
-
-    And `*alias` of a list or mapping, which can grow without bound, or hold itself; one of a plain value is fine.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
-                problem = f"*{event.anchor} stands for a list or mapping; write it out"
-                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                mark = key_node.start_mark
-                raise RecipeError(f"line {mark.line + 1}: key {key!r} is written twice in one mapping")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -181,7 +221,7 @@ def parse(recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overr
     if isinstance(recipe, Recipe):
         return recipe
     try:
-        document = _from_yaml(recipe) if isinstance(recipe, str) else dict(recipe)
+        document = from_yaml(recipe) if isinstance(recipe, str) else dict(recipe)
         if not isinstance(document, dict):
             raise RecipeError("expected a mapping with name, dataset, source and steps")
         document = with_overrides(document, overrides)
@@ -192,38 +232,31 @@ def parse(recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overr
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _from_yaml(text: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        if isinstance(error, yaml.reader.ReaderError) and isinstance(error.position, int):
-            before = text[: error.position]
-            place = f"line {before.count(chr(10)) + 1}: "
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise RecipeError(f"{place}not valid YAML: {problem}") from None
-    except RecursionError:
-        raise RecipeError("not valid YAML: nested too deeply") from None
-
-
 def describe_errors(where: str, error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()) -> str:
     """One sentence for the first thing pydantic found, with the nearest name for one that is not known.
 
     `also`: names that are options at the top although `model` has no such field.
     """
+    return f"{where}: {_described(error, model, also)}"
+
+
+def _described(
+    error: ValidationError, model: type[BaseModel], also: Sequence[str] = (), place: tuple[str, ...] = ()
+) -> str:
+    """As `describe_errors`, without its beginning; `place` is where the model stands in the recipe."""
     first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    place = ".".join(location)
+    inner = [str(part) for part in first["loc"]]
+    location = [*place, *inner]
+    where = ".".join(location)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         inside = "".join(f"{part}: " for part in location[:-1])
-        known = [*_fields_at(model, location[:-1]), *(also if len(location) == 1 else ())]
-        return f"{where}: {inside}no option is called {location[-1]!r}{nearest(location[-1], known)}{more}"
+        known = [*_fields_at(model, inner[:-1]), *(also if len(location) == 1 else ())]
+        return f"{inside}no option is called {location[-1]!r}{nearest(location[-1], known)}{more}"
     if first["type"] == "missing":
-        return f"{where}: {place} is required but not given{more}"
+        return f"{where} is required but not given{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {place}: {message[:1].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
+    return f"{where}: {message[:1].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -261,7 +294,7 @@ def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[s
 
 def _value(path: str, text: str) -> Any:
     try:
-        return _from_yaml(text)
+        return from_yaml(text)
     except RecipeError as error:
         raise RecipeError(f"--set {path}: {error}") from None
 
@@ -310,15 +343,32 @@ def _set_plain(document: dict[str, Any], parts: list[str], value: Any) -> None:
     if parts[0] not in Recipe.model_fields:
         known = [*Recipe.model_fields, "filters"]
         raise RecipeError(f"--set: a recipe has no {parts[0]!r}{nearest(parts[0], known)}")
-    target = document
+    target: Any = document
     for part in parts[:-1]:
+        target = _inner(target, part, parts)
+    if isinstance(target, list):
+        target[_place_in(target, parts[-1], parts)] = value
+    else:
+        target[parts[-1]] = value
+
+
+def _inner(target: Any, part: str, parts: list[str]) -> Any:
+    """The mapping or list under `part`, made where nothing is there; a list (of sources) is addressed by number."""
+    if isinstance(target, list):
+        inner = target[_place_in(target, part, parts)]
+    else:
         inner = target.get(part)
-        if inner is not None and not isinstance(inner, dict):
-            raise RecipeError(f"--set {'.'.join(parts)}: {part} is not a mapping")
         if inner is None:
-            target[part] = {}
-        target = target[part]
-    target[parts[-1]] = value
+            inner = target[part] = {}
+    if not isinstance(inner, dict | list):
+        raise RecipeError(f"--set {'.'.join(parts)}: {part} is not a mapping")
+    return inner
+
+
+def _place_in(target: list[Any], part: str, parts: list[str]) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise RecipeError(f"--set {'.'.join(parts)}: expected a number from 0 to {len(target) - 1}, got {part!r}")
+    return int(part)
 
 
 def document_of(recipe: Recipe) -> dict[str, Any]:
@@ -333,39 +383,6 @@ def document_of(recipe: Recipe) -> dict[str, Any]:
 def _step_document(step: OperatorStep | FilterStep) -> dict[str, Any]:
     if isinstance(step, FilterStep):
         return {"filter": {step.name: step.sql}}
-    keys = {"as": step.alias, "on_error": step.on_error, "max_failed": step.max_failed}
-    defaults = {"as": None, "on_error": "drop", "max_failed": OperatorStep.model_fields["max_failed"].default}
+    keys = {"as": step.alias, "on_error": step.on_error, "max_failed": step.max_failed, "over": step.over}
+    defaults = {"as": None, **{k: OperatorStep.model_fields[k].default for k in keys if k != "as"}}
     return {step.operator: {**step.options, **{k: v for k, v in keys.items() if v != defaults[k]}}}
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe, with every operator's options, for editors and `schemas/`."""
-    schema = Recipe.model_json_schema()
-    definitions = schema.setdefault("$defs", {})
-    for unused in ("OperatorStep", "FilterStep"):
-        definitions.pop(unused, None)
-    step_keys = {
-        "as": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "description": "prefix of the step's columns"},
-        "on_error": {"enum": ["drop", "keep"], "default": "drop"},
-        "max_failed": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
-    }
-    choices: list[dict[str, Any]] = [{"enum": registry.names()}]
-    for name in registry.names():
-        options = registry.operator(name).options_type.model_json_schema(ref_template="#/$defs/{model}")
-        definitions.update(options.pop("$defs", {}))
-        options["properties"] = {**options.get("properties", {}), **step_keys}
-        options["type"] = ["object", "null"]
-        choices.append(_one_key(name, options))
-    expressions = {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}
-    choices.append(_one_key("filter", expressions))
-    schema["properties"]["steps"] = {
-        "type": "array",
-        "items": {"anyOf": choices},
-        "description": Recipe.model_fields["steps"].description,
-    }
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return schema
-
-
-def _one_key(name: str, body: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": {name: body}, "required": [name], "additionalProperties": False}

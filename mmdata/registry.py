@@ -1,16 +1,31 @@
-"""Operator name → class, loaded when asked for: listing the names imports no operator and no model package."""
+"""Operator name → class, loaded when asked for: listing the names imports no operator and no model package.
+
+Three origins: mmdata itself, installed packages (entry points of the group `mmdata.operators`, each `name =
+"module:Class"`), and what this process registered (a notebook, a test). A recipe's own files are a fourth, seen by that
+recipe alone: they come as the argument `own` (see `mmdata.operator_files`). A name has one origin: what is taken by
+mmdata or by a package is refused elsewhere.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
 from mmdata.errors import MmdataError, RecipeError, nearest
-from mmdata.stage import Group, Operator, Stage
+from mmdata.stage import Contract, Group, Operator, Options, Stage
 
-__all__ = ["maker", "names", "operator", "register"]
+__all__ = ["ENTRY_POINTS", "Own", "built_in", "collect", "contract", "maker", "names", "operator", "origin", "register"]
+
+ENTRY_POINTS = "mmdata.operators"
+Own = Mapping[str, type[Operator[Any]]]  # name → class, of the files that one recipe names
 
 _BUILT_IN = {
     "probe_image": "mmdata.stages.probe_image:ProbeImage",
@@ -19,44 +34,139 @@ _BUILT_IN = {
     "hash_image": "mmdata.stages.hash_image:HashImage",
     "score_clip": "mmdata.stages.score_clip:ScoreClip",
     "score_conse": "mmdata.stages.score_conse:ScoreConse",
+    "attach": "mmdata.joins.attach:Attach",
+    "keep_list": "mmdata.joins.keep_list:KeepList",
     "exact_duplicates": "mmdata.groups.exact_duplicates:ExactDuplicates",
     "near_duplicates": "mmdata.groups.near_duplicates:NearDuplicates",
 }
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _registered: dict[str, type[Operator[Any]]] = {}
+_collected: ContextVar[list[type[Operator[Any]]] | None] = ContextVar("collected", default=None)
 
 
 def register(operator_class: type[Operator[Any]]) -> type[Operator[Any]]:
-    """Make an operator known by its `name` in this process; registering a name again replaces it (notebooks do)."""
+    """Make an operator known by its `name` in this process; registering a name again replaces it (notebooks do).
+
+    Raises TypeError for what is no Stage and no Group, RecipeError for a name that is taken or no name.
+    """
     if not issubclass(operator_class, Stage | Group):
         raise TypeError(f"{operator_class.__name__} is neither a Stage nor a Group")
-    if operator_class.name in _BUILT_IN:
-        raise RecipeError(f"operator name {operator_class.name!r} is taken by mmdata; choose another")
-    _registered[operator_class.name] = operator_class
+    name = operator_class.name
+    if not _NAME.fullmatch(name) or name == "filter":
+        raise RecipeError(f"operator name {name!r} must be lower-case letters, digits and underscores, not 'filter'")
+    if name in _BUILT_IN or name in _packaged():
+        raise RecipeError(f"operator name {name!r} is taken by {origin(name)}; choose another")
+    collected = _collected.get()
+    if collected is None:
+        _registered[name] = operator_class
+    else:
+        collected.append(operator_class)
     return operator_class
 
 
-def names() -> list[str]:
-    """Every operator name, built-in ones first, in their order."""
-    return [*_BUILT_IN, *sorted(_registered)]
+@contextmanager
+def collect() -> Iterator[list[type[Operator[Any]]]]:
+    """What is registered inside goes into the list and nowhere else: the operators of a file are that file's."""
+    found: list[type[Operator[Any]]] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
 
 
-def operator(name: str) -> type[Operator[Any]]:
-    """The class of an operator; RecipeError with the nearest name when there is none."""
+@cache
+def _packaged() -> dict[str, list[EntryPoint]]:
+    """Operator name → its entry points, of every installed package that offers one."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def built_in() -> list[str]:
+    """The operators of mmdata itself, in their order."""
+    return list(_BUILT_IN)
+
+
+def names(own: Own | None = None) -> list[str]:
+    """Every operator name: built-in ones first, in their order, then packages', this process' and the recipe's own."""
+    return list(dict.fromkeys([*_BUILT_IN, *sorted(_packaged()), *sorted(_registered), *sorted(own or ())]))
+
+
+def origin(name: str) -> str:
+    """Who brings an operator: `mmdata`, `package <name> <version>`, or `this process`."""
+    if name in _BUILT_IN:
+        return "mmdata"
+    if name in _packaged():
+        return " and ".join(f"package {_distribution(p)}" for p in _packaged()[name])
+    return "this process"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def operator(name: str, own: Own | None = None) -> type[Operator[Any]]:
+    """The class of an operator; RecipeError with the nearest name when there is none.
+
+    `own`: the operators of the recipe's files, which come before what this process registered.
+    """
+    if own and name in own:
+        return own[name]
+    if name in _packaged():
+        return _from_package(name)
     if name in _registered:
         return _registered[name]
     if name not in _BUILT_IN:
-        raise RecipeError(f"no operator is called {name!r}{nearest(name, names())}")
+        raise RecipeError(f"no operator is called {name!r}{nearest(name, names(own))}")
     module, _, attribute = _BUILT_IN[name].partition(":")
     found: type[Operator[Any]] = getattr(import_module(module), attribute)
     return found
 
 
-def maker(column: str) -> str | None:
+@cache
+def _from_package(name: str) -> type[Operator[Any]]:
+    """The class behind an entry point; RecipeError names the package when it is not what it says."""
+    points = _packaged()[name]
+    if name in _BUILT_IN or len(points) > 1:
+        offers = [*(["mmdata"] if name in _BUILT_IN else []), *(_distribution(p) for p in points)]
+        raise RecipeError(f"operator {name!r} is offered by {' and by '.join(offers)}; uninstall one of the packages")
+    [point] = points
+    where = f"operator {name!r} of package {_distribution(point)}"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise RecipeError(f"{where} cannot be loaded from {point.value} ({type(error).__name__}: {error})") from error
+    if not (isinstance(found, type) and issubclass(found, Stage | Group)):
+        raise RecipeError(f"{where}: {point.value} is neither a Stage nor a Group; tell its author")
+    if found.name != name or not _NAME.fullmatch(name) or name == "filter":
+        raise RecipeError(f"{where}: the class {point.value} is called {found.name!r}; the two must be one name")
+    # Two packages may use one name after the other: their columns must not be taken for one another's.
+    found.origin = point.dist.name if point.dist is not None else point.value
+    return found
+
+
+def contract(operator_class: type[Operator[Any]], options: Options) -> Contract:
+    """The operator's contract under these options; what a stranger's code raises becomes a RecipeError."""
+    try:
+        return operator_class.contract(options)
+    except MmdataError:
+        raise
+    except Exception as error:
+        if operator_class.__module__.partition(".")[0] == "mmdata":
+            raise
+        raise RecipeError(
+            f"operator {operator_class.name!r}: its contract cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def maker(column: str, own: Own | None = None) -> str | None:
     """The operator that adds a column of this name under its default options; None when there is none."""
-    for name in names():
+    for name in names(own):
         try:
-            found = operator(name)
-            writes = found.contract(found.options_type()).writes.names
+            found = operator(name, own)
+            writes = contract(found, found.options_type()).writes.names
         except (ValidationError, MmdataError):  # an option is required, or weights are not there
             continue
         if column in writes:

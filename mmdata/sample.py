@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from mmdata import recipe as recipes
 from mmdata.dataset import Dataset, run
-from mmdata.errors import SourceError
+from mmdata.errors import RecipeError, SourceError
 from mmdata.funnel import Funnel
 from mmdata.preflight import prove
 from mmdata.recipe import Recipe
 from mmdata.scratch import scratch_folder
+from mmdata.sources.urls import UrlSource
 
 __all__ = ["SampleReport", "render_sample", "run_sample"]
 
@@ -54,6 +55,8 @@ def run_sample(
 ) -> SampleReport:
     """Run `rows` hash-chosen rows of the list through the steps; the recipe's own folders are left alone."""
     recipe = recipes.load(path, overrides)
+    if not isinstance(recipe.source, UrlSource):
+        raise RecipeError("run --sample tries rows of one list of URLs; this source is adopted: run it as it is")
     with scratch_folder() as folder:
         fresh = recipe.model_copy(update={"dataset": str(folder / "dataset"), "export": None})
         prove(fresh)
@@ -72,6 +75,7 @@ def run_sample(
 
 def _choose(recipe: Recipe, rows: int) -> tuple[int, pa.Table]:
     """The rows whose hash is smallest, in list order; holds no more than that many."""
+    assert isinstance(recipe.source, UrlSource)
     best: list[tuple[int, int, pa.Table]] = []  # (-hash, position, one row)
     position = 0
     for table in recipe.source.tables(10_000):

@@ -92,15 +92,38 @@ class FetchOptions(Options):
         return self
 
 
-class ExportOptions(Options):
-    """What to write, and where."""
+class MixOptions(Options):
+    """One dataset of several that an export mixes."""
 
-    format: Literal["webdataset", "parquet"] = Field(
-        "webdataset", description="webdataset: img2dataset's tars with a Parquet beside each; parquet: images inside"
+    dataset: str = Field(min_length=1, description="dataset folder")
+    weight: float = Field(gt=0, allow_inf_nan=False, description="share of the samples, by the side of the others'")
+    selection: str | None = Field(None, description="recipe name of one of its selections; null = its latest")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]{1,32}$", description="stands before its keys; default: the name of its folder"
+    )
+
+
+Format = Literal["webdataset", "parquet", "datasets", "files", "mds", "lance", "energon", "datacomp"]
+
+
+class ExportOptions(Options):
+    """What to write, and where.
+
+    `OPERATIONAL` names the options that change where and how fast an export is written, never what is in it.
+    """
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(["path", "workers", "push_to_hub"])
+
+    format: Format = Field(
+        "webdataset",
+        description="webdataset: img2dataset's tars; parquet; datasets: a Hugging Face repository; files: plain files; "
+        "mds: MosaicML streaming; lance; energon: tars for Megatron Energon; datacomp: a subset file of uids",
     )
     path: str = Field(min_length=1, description="folder to write, relative to the current directory")
     shard_size: str | int | None = Field(
-        None, description="largest shard, such as 1GB or 512MiB, in bytes of the tar (parquet: uncompressed)"
+        None,
+        description="largest shard, such as 1GB or 512MiB, in bytes of the tar (other formats: uncompressed); "
+        "mds: 64MB where nothing is said",
     )
     shard_rows: int | None = Field(
         None, ge=1, description="most samples of a shard; 10,000 when shard_size is not given either"
@@ -111,8 +134,40 @@ class ExportOptions(Options):
     json_nulls: bool = Field(
         False, description="write columns that hold NULLs into the .json too, as img2dataset does; some readers fail"
     )
-    include_media: bool = Field(True, description="parquet: hold the images; false writes the columns only")
-    row_group_bytes: str | int = Field("64MB", description="parquet: largest row group, uncompressed")
+    include_media: bool = Field(True, description="hold the images (parquet, datasets, lance, mds, files); false: no")
+    row_group_bytes: str | int = Field("64MB", description="parquet, datasets: largest row group, uncompressed")
+    shuffle: Literal["none", "buffer", "full"] = Field(
+        "none",
+        description="none: order of the dataset; buffer: its shards in random order, rows at random among 16 "
+        "neighbours; full: all rows at random",
+    )
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of shuffle, and of what mix repeats or leaves out")
+    blur: str | None = Field(
+        None, description="column of boxes [left, top, right, bottom] in px of the stored picture, to be blurred"
+    )
+    mix: tuple[MixOptions, ...] = Field(
+        (), description="datasets to mix with this one; it takes the share left to 1, unless it is named here too"
+    )
+    samples: int | None = Field(None, ge=1, description="mix: samples in all")
+    epochs: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="mix: samples in all, as a multiple of all rows; default 1"
+    )
+    workers: int = Field(1, ge=1, le=256, description="shards written at once")
+    push_to_hub: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
+        description="datasets: repository, such as me/pets, to upload to when the folder is whole; token: HF_TOKEN",
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> ExportOptions:
+        if not self.mix and (self.samples is not None or self.epochs is not None):
+            raise ValueError("samples and epochs belong to mix, which is not given")
+        if self.samples is not None and self.epochs is not None:
+            raise ValueError("samples and epochs both say how many samples a mix has; give one of them")
+        if self.push_to_hub is not None and self.format != "datasets":
+            raise ValueError(f"push_to_hub needs format datasets, not {self.format}")
+        return self
 
     @field_validator("shard_size", "row_group_bytes")
     @classmethod

@@ -30,7 +30,9 @@ __all__ = [
     "Columns",
     "Contract",
     "Failed",
+    "FilePath",
     "Group",
+    "Lookup",
     "Needs",
     "NoOptions",
     "Operator",
@@ -40,6 +42,7 @@ __all__ = [
     "Stage",
     "Weights",
     "column_options",
+    "file_options",
     "order_options",
     "parse_schema",
     "stage",
@@ -67,7 +70,12 @@ class _OrderMarker:
     """Marks an option that holds SQL ordering terms over columns, such as `width_px * height_px desc`."""
 
 
+class _FileMarker:
+    """Marks an option that says where a file is: what it holds enters the identity (as weights do), its path not."""
+
+
 ColumnName = Annotated[str, _ColumnMarker()]
+FilePath = Annotated[str, _FileMarker()]
 OrderBy = Annotated[str, _OrderMarker()]
 
 
@@ -188,6 +196,10 @@ class Operator(Generic[O]):
     pixels: ClassVar[tuple[Pixels, ...]] = ()
     needs: ClassVar[Needs] = Needs()
     options_type: ClassVar[type[Options]] = NoOptions
+    # Options that only add columns: whatever they say, the same batch shape, precision and weights are used, so that
+    # the other columns hold the same values.
+    additions: ClassVar[tuple[str, ...]] = ()
+    origin: ClassVar[str] = ""  # the package that brings it, set when it is loaded by its entry point
 
     options: O
 
@@ -250,6 +262,33 @@ class Group(Operator[O]):
         raise NotImplementedError
 
 
+class Lookup(Operator[O]):
+    """1→1 from outside: what given files say of each row, found by a key of the row; adds columns.
+
+    A function of the row's key and the files alone, so it is computed once for all rows of the dataset, whatever
+    survives, by the process that drives the run. The contract reads one column, the key, and names the files'
+    content by `weights`; what may be wrong with them is a RecipeError or SourceError of `contract` or `open`.
+    """
+
+    is_filter: ClassVar[bool] = False  # its only column is boolean: rows where it is not TRUE are dropped
+
+    def open(self, folder: Path) -> None:
+        """Read and index the files; `folder` is scratch that outlives this object."""
+
+    def compute(self, keys: pa.ChunkedArray) -> pa.Table:
+        """Own columns, then `reason` (NULL, or why the row has none), for keys of so many rows, in their order."""
+        raise NotImplementedError
+
+    @classmethod
+    def summary(cls, options: O) -> str:
+        """What `plan` says of the files: what they are and how many rows they have."""
+        return ""
+
+    @classmethod
+    def check(cls, options: O, folder: Path) -> None:
+        """Raise what `open` would raise, before anything of a run is written."""
+
+
 def _marked(options_type: type[Options], marker: type) -> list[str]:
     found = []
     for name, info in options_type.model_fields.items():
@@ -278,6 +317,11 @@ def column_options(options: Options) -> dict[str, list[str]]:
     return _values(options, _marked(type(options), _ColumnMarker))
 
 
+def file_options(options: Options) -> list[str]:
+    """The options of type `FilePath`, which say where files are."""
+    return _marked(type(options), _FileMarker)
+
+
 def order_options(options: Options) -> dict[str, list[str]]:
     """Option name → its ordering terms, for every option of type `OrderBy`."""
     return _values(options, _marked(type(options), _OrderMarker))
@@ -289,9 +333,11 @@ def stage(
     """Make a stage of one function: `@stage(reads="image", writes="sharpness: float32")`.
 
     The function takes a `Batch` and returns its columns (name → one value per row). Its identity holds the sha256 of
-    the file it stands in: edit the file and the column is computed anew. A stage that reads `image` sees
-    `batch.pixels()`, the pictures as stored, unless `pixels` names another variant.
+    the file it stands in (of its own text in a notebook): edit it and the column is computed anew. A stage that reads
+    `image` sees `batch.pixels()`, the pictures as stored, unless `pixels` names another variant. ValueError for
+    `writes` that cannot be read, RecipeError for a name that is taken.
     """
+    parse_schema(writes)
 
     def decorate(function: Callable[[Batch], Columns]) -> type[Stage[NoOptions]]:
         from mmdata import registry
@@ -315,9 +361,16 @@ def stage(
 
 
 def _source_bytes(function: Callable[..., Any]) -> bytes:
-    """The file the function stands in; in a console, where there is no file, its compiled code."""
+    """The file the function stands in; in a notebook its text, which says the same in the next session.
+
+    In a console there is neither: its compiled code.
+    """
     try:
         return Path(inspect.getfile(function)).read_bytes()
+    except (OSError, TypeError):
+        pass
+    try:
+        return inspect.getsource(function).encode()
     except (OSError, TypeError):
         return marshal.dumps(function.__code__)
 

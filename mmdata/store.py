@@ -2,8 +2,8 @@
 
 `Store.commit` publishes a closed local file only if its name is free; `Store.replace` changes `current.json`,
 `dataset.json` or `lease.json` only if they still hold what the caller saw. Both leave either the old or the new file
-after a crash, whole. Local folders and fsspec's `memory://` (one process) are known; a protocol without a conditional
-put is refused, because nothing would keep two runs apart.
+after a crash, whole. Local folders, fsspec's `memory://` (one process), S3, Google Cloud Storage and Azure are known
+(`mmdata.object_store`); a protocol without a conditional put is refused, because nothing would keep two runs apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from mmdata.column_files import (
     write_column_file,
     write_parquet,
 )
-from mmdata.errors import RecipeError, StoreError
+from mmdata.errors import StoreError
+from mmdata.object_store import ObjectStore, Unfinished, bucket_path, open_objects
+from mmdata.range_file import ObjectFiles, RangeFile
 from mmdata.scratch import scratch_folder
 
 __all__ = [
@@ -59,24 +61,37 @@ Entries = list[tuple[str, int | None]]
 
 
 class Store:
-    """A dataset folder behind any fsspec URL; the folder itself is made by the first write.
+    """A dataset folder behind a path or URL; the folder itself is made by the first write.
 
-    `url` is absolute for local folders, `fs` the fsspec filesystem, `root` the folder's path in it. Names are relative
-    POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for what the operator must
-    mend: a file missing or torn, a full disk, a folder that may not be written.
+    `url` is absolute for local folders and never holds credentials, `root` is the folder's path in its store, `fs` the
+    fsspec filesystem DuckDB reads it through. `is_local`: a plain folder; `is_shared`: several processes may use it.
+    Names are relative POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for what
+    the operator must mend: a file missing or torn, a full disk, a store that does not answer or refuses.
     """
 
     def __init__(self, url: str) -> None:
         protocol = fsspec.core.split_protocol(str(url))[0] or "file"
-        if protocol not in ("file", "local", "memory"):
-            raise RecipeError(
-                f"{url}: datasets on {protocol}:// are a later part of mmdata; give a local folder or memory://"
-            )
-        fs, root = fsspec.core.url_to_fs(os.path.expanduser(str(url)))
-        self.fs: Any = fs
-        self.is_local = protocol != "memory"
-        self.root: str = os.path.abspath(root) if self.is_local else root.rstrip("/")
-        self.url: str = self.root if self.is_local else f"memory:/{self.root}"
+        self.is_local = protocol in ("file", "local")
+        self.is_shared = protocol != "memory"
+        self._remote = ""  # protocol of an object store
+        self._account = ""  # Azure's, where the URL names it
+        if self.is_local:
+            root = fsspec.core.url_to_fs(os.path.expanduser(str(url)))[1]
+            self.root: str = os.path.abspath(root)
+            self.url: str = self.root
+        elif protocol == "memory":
+            root = fsspec.core.url_to_fs(str(url))[1]
+            self.root, self.url = root.rstrip("/"), f"memory:/{root.rstrip('/')}"
+        else:
+            self._remote, self._account, self.root = bucket_path(str(url))
+            host, _, path = self.root.partition("/")
+            account = f"@{self._account}" if self._account else ""
+            self.url = f"{self._remote}://{host}{account}/{path}".rstrip("/")
+        self.fs: Any = ObjectFiles(self._objects) if self._remote else fsspec.filesystem(protocol)
+
+    @property
+    def _objects(self) -> ObjectStore:
+        return open_objects(self._remote, self._account)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
@@ -102,12 +117,15 @@ class Store:
         with self._explained(name, local_file.stat().st_size):
             if self.is_local:
                 return local_disk.publish(local_file, path)
-            with _memory_lock:
-                if self.fs.exists(path):
-                    return False
-                self.fs.pipe_file(path, local_file.read_bytes())
+            if self._remote:
+                published = self._objects.put_if_absent(path, local_file)
+            else:
+                with _memory_lock:
+                    published = not self.fs.exists(path)
+                    if published:
+                        self.fs.pipe_file(path, local_file.read_bytes())
             local_file.unlink()
-            return True
+            return published
 
     def create(self, name: str, data: bytes) -> bool:
         """Commit a small file (`runs/*.json`, `state/*.json`); False when it exists already."""
@@ -124,8 +142,11 @@ class Store:
         path = self._writable(name)
         if name not in MUTABLE:
             raise StoreError(f"{name} of {self.url} is written once; only {', '.join(MUTABLE)} may be replaced")
-        if expected is not None and not self.exists(name):
+        if self.is_local and expected is not None and not self.exists(name):
             return False  # nor is a folder that somebody removed made anew
+        if self._remote:
+            with self._explained(name, len(data)):
+                return self._objects.replace(path, data, expected)
         with self._explained(name, len(data)), self._locked():
             if self._bytes_or_none(path) != expected:
                 return False
@@ -139,6 +160,9 @@ class Store:
         """Remove a file, and its folder when that is empty then; for `mmdata clean`. No error when it is absent."""
         path = self._path(name)
         with self._explained(name, 0), contextlib.suppress(FileNotFoundError):
+            if self._remote:
+                self._objects.delete(path)
+                return
             if not self.is_local:
                 self.fs.rm_file(path)
                 return
@@ -148,13 +172,25 @@ class Store:
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(folder)
 
+    def unfinished_uploads(self) -> list[Unfinished]:
+        """Uploads in parts below the folder that were begun and not ended: a process sends them, or has died."""
+        if not self._remote:
+            return []
+        with self._explained("uploads", 0, "list"):
+            return self._objects.unfinished(self.root)
+
+    def abort_upload(self, found: Unfinished) -> None:
+        """Give an unfinished upload up; no error when it has ended."""
+        with self._explained(found.path, 0, "abort"):
+            self._objects.abort(found)
+
     # Reading
 
     def read(self, name: str) -> bytes:
         """The whole file; StoreError when it is absent."""
         found = self.read_if_there(name)
         if found is None:
-            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
+            raise self._missing(name)
         return found
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -166,11 +202,10 @@ class Store:
         """Exactly `size` bytes from `offset`; StoreError when the file is absent or shorter."""
         path = self._path(name)
         try:
-            with self._explained(name, 0, "read"), open(path, "rb") if self.is_local else self.fs.open(path) as file:
-                file.seek(offset)
-                data: bytes = file.read(size)
+            with self._explained(name, 0, "read"):
+                data = self._range(path, offset, size)
         except FileNotFoundError:
-            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew") from None
+            raise self._missing(name) from None
         if len(data) != size:
             raise StoreError(f"{name} of {self.url} ends before byte {offset + size}; it was cut short: restore it")
         return data
@@ -178,6 +213,9 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         path = self._path(name)
+        if self._remote:
+            with self._explained(name, 0, "read"):
+                return self._objects.size(path) is not None
         return os.path.isfile(path) if self.is_local else bool(self.fs.isfile(path))
 
     def list(self, folder: str) -> Names:
@@ -196,6 +234,8 @@ class Store:
                 if self.is_local:
                     with os.scandir(path) as found:
                         return sorted((e.name, None if e.is_dir() else _size(e)) for e in found)
+                if self._remote:
+                    return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.list(path))
                 listed = self.fs.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
@@ -230,11 +270,31 @@ class Store:
     def path_for_duckdb(self, name: str) -> str:
         """What DuckDB's `read_parquet` takes for this very file, glob characters escaped.
 
-        A `memory://` path needs `connection.register_filesystem(store.fs)` first.
+        Unless the store `is_local` the connection needs `register_filesystem(store.fs)` first.
         """
         path = self._path(name)
         escaped = re.sub(r"[*?\[]", lambda m: f"[{m[0]}]", path)
+        if self._remote:
+            return f"{self._remote}://{escaped}"
         return escaped if self.is_local else f"memory:/{escaped}"
+
+    def plain_path(self, path: str) -> str:
+        """The path in this store, `root` in front, of a file as DuckDB names it in an answer."""
+        return path if self.is_local else path.removeprefix(f"{self._remote or 'memory'}://")
+
+    def expect(self, names: Iterable[str]) -> None:
+        """DuckDB will open these files: on an object store their footers are fetched now, many at once."""
+        if self._remote:
+            self.fs.expect([self._path(name) for name in names])
+
+    def modified(self, name: str) -> float | None:
+        """When the file was written, in seconds since the epoch by the store's clock; None when it is absent."""
+        path = self._path(name)
+        with self._explained(name, 0, "read"), contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                return os.stat(path, follow_symlinks=False).st_mtime
+            return self._objects.modified(path) if self._remote else float(self.fs.modified(path).timestamp())
+        return None
 
     # What is there
 
@@ -249,7 +309,7 @@ class Store:
     def coverage(self, set_name: str) -> dict[int, ColumnFile]:
         """Shard → its newest c-file, from listing and footers; StoreError names a torn or foreign file."""
         newest = self._newest(f"columns/{set_name}", "c")
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(32 if self._remote else 8) as pool:
             files = list(pool.map(lambda found: read_footer(self, found[1]), newest.values()))
         return dict(zip(newest, files, strict=True))
 
@@ -294,18 +354,38 @@ class Store:
 
     def _bytes_or_none(self, path: str) -> bytes | None:
         try:
+            if self._remote:
+                return self._objects.read(path)
             return Path(path).read_bytes() if self.is_local else bytes(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
 
+    def _range(self, path: str, offset: int, size: int) -> bytes:
+        if self._remote:
+            return self._objects.read_range(path, offset, size)
+        with open(path, "rb") if self.is_local else self.fs.open(path) as file:
+            file.seek(offset)
+            data: bytes = file.read(size)
+            return data
+
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
         path = self._path(name)
-        source: Any = path if self.is_local else pa.BufferReader(self.read(name))
+        if self._remote:
+            try:
+                with self._explained(name, 0, "read"):
+                    source: Any = pa.PythonFile(RangeFile(self._objects, path))
+            except FileNotFoundError:
+                raise self._missing(name) from None
+        else:
+            source = path if self.is_local else pa.BufferReader(self.read(name))
         if self.is_local and not os.path.isfile(path):
-            raise StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
+            raise self._missing(name)
         with _open_parquet(source, f"{name} of {self.url}") as file:
             yield file
+
+    def _missing(self, name: str) -> StoreError:
+        return StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -327,7 +407,8 @@ class Store:
 
 def _open_parquet(source: Any, where: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source)
+        # For ranges of an object the wanted column chunks are asked for together.
+        return pq.ParquetFile(source, pre_buffer=isinstance(source, pa.PythonFile))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{where} is not a whole Parquet file: {error}; remove it and run again") from error
 

@@ -26,11 +26,13 @@ from mmdata.store import Store
 
 __all__ = [
     "COMPUTED",
+    "NOT_COVERED",
     "PERMANENT",
     "TRANSIENT",
     "BoundStep",
     "Columns",
     "Committed",
+    "Mask",
     "ShardView",
     "Walk",
     "apply_filter",
@@ -38,6 +40,7 @@ __all__ = [
     "rows_digest",
     "start",
     "take_failed",
+    "tracks",
     "unsettled",
     "verdicts",
     "walk",
@@ -221,6 +224,18 @@ def start(view: ShardView) -> Walk:
     return made
 
 
+def tracks(steps: Sequence[BoundStep]) -> list[list[BoundStep]]:
+    """The ways rows go through `steps`: first all of them, which decides the verdicts, then `over: all` groups' own.
+
+    Such a group sees P₀ minus the rows that failed at the stages it reads, directly or through others. So its rows walk
+    those stages only, past every filter, and each of them is computed for every row that reaches it on any track.
+    """
+    groups = sorted({g for bound in steps for g in bound.step.ungated_for})
+    sides = [[b for b in steps if g in b.step.ungated_for] for g in groups]
+    different = {tuple(b.step.position for b in side): side for side in sides}
+    return [list(steps), *different.values()]
+
+
 def walk(
     view: ShardView, steps: Sequence[BoundStep], engine: FilterEngine, begin: Walk | None = None, final: bool = True
 ) -> Walk:
@@ -240,8 +255,21 @@ def walk(
         if undone.any():
             state.missing[position] = rows[undone]
             return state
+        if bound.step.kind == "keep_list":
+            _keep_listed(view, bound, state, rows)
+            continue
         take_failed(view, bound, state, rows)
     return state
+
+
+def _keep_listed(view: ShardView, bound: BoundStep, state: Walk, rows: npt.NDArray[np.int64]) -> None:
+    """The rows that the list has stay; the others go as `<name>`, or as `<name>:null` where they have no key."""
+    [(own, _)] = bound.step.outputs
+    listed = view.columns(bound.set_name).take(own, rows)
+    out = pc.equal(listed, False)
+    state.take_out(rows[pc.fill_null(out, False).to_numpy(zero_copy_only=False)], bound.step.position, bound.step.name)
+    unknown = listed.is_null().to_numpy(zero_copy_only=False)
+    state.take_out(rows[unknown], bound.step.position, f"{bound.step.name}:null")
 
 
 def take_failed(view: ShardView, bound: BoundStep, state: Walk, rows: npt.NDArray[np.int64]) -> None:
@@ -266,12 +294,17 @@ def apply_filter(
 
 
 def unsettled(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> int:
-    """Rows that went on without a value (`on_error: keep`) for a transient reason, and did not fail for one later."""
+    """Rows that lack a value for a transient reason, but did not fail for one.
+
+    Either they went on without it (`on_error: keep`), or an `over: all` group does without them.
+    """
     found = np.zeros(len(view), bool)
     for bound in steps:
         if bound.set_name and bound.step.on_error == "keep":
             went_on = state.alive | (state.left > bound.step.position)
             found |= went_on & (view.columns(bound.set_name).codes == TRANSIENT)
+        if bound.step.ungated_for:
+            found |= view.columns(bound.set_name).codes == TRANSIENT
     return sum(not str(reason).startswith("!") for reason in state.reason[found])
 
 
@@ -299,7 +332,7 @@ def verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Tab
         position = min(state.missing)
         raise StoreError(f"shard {view.shard}: step {position} has rows that are not computed; run the recipe again")
     names = {0: "ingest", **{b.step.position: b.step.name for b in steps}}
-    is_filter = {b.step.position for b in steps if b.step.kind == "filter"}
+    is_filter = {b.step.position for b in steps if b.step.kind in ("filter", "keep_list")}
     words = {STILL_IN: "kept", 0: "failed", **{p: "dropped" if p in is_filter else "failed" for p in names if p}}
     left = state.left.tolist()
     return pa.table(

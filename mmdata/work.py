@@ -19,29 +19,42 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmdata.batch import Batch, DecodedCache
-from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
+from mmdata.column_buffer import ColumnBuffer
+from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
-from mmdata.isolate import DeviceLost, Journal, RowResult, StepTracker, compute_rows, raise_not_opened
+from mmdata.isolate import DeviceLost, Journal, StepTracker, compute_rows, raise_not_opened
 from mmdata.scratch import scratch_root
 from mmdata.stage import Failed, Stage
 from mmdata.store import Store
 from mmdata.survivors import (
     COMPUTED,
+    NOT_COVERED,
     PERMANENT,
     TRANSIENT,
     BoundStep,
-    Committed,
+    Mask,
     ShardView,
     Walk,
     apply_filter,
     input_coverage,
     start,
     take_failed,
+    tracks,
     walk,
 )
+from mmdata.verdict_work import Settled, settle, settle_shard
 
-__all__ = ["PassContext", "PassResult", "StepWork", "close_stages", "finished_pass", "journal_folder", "run_pass"]
+__all__ = [
+    "PassContext",
+    "PassResult",
+    "StepWork",
+    "close_stages",
+    "finished_pass",
+    "journal_folder",
+    "run_pass",
+    "settle_item",
+]
 
 DECODED_BYTES = 256 << 20  # of one chunk: pictures in full and their variants
 ROWS_PER_CALL = 256  # of a stage without a model
@@ -58,6 +71,7 @@ class PassContext:
     begin: int
     threads: int = 1
     run: str = ""  # the run whose workers do it; empty where the worker is the run's own process
+    verdicts: str = ""  # of the last pass: the folder for the verdicts, which are then part of its work
 
     @property
     def sets(self) -> dict[int, str]:
@@ -80,7 +94,10 @@ class StepWork:
 
 @dataclass
 class PassResult:
-    """`work` maps position → what was done; `files` set name → the newest column file. `reads` are media reads."""
+    """`work` maps position → what was done; `files` set name → the newest column file. `reads` are media reads.
+
+    `settled` are the verdicts, after the last pass where nothing is to be tried again.
+    """
 
     shard: int
     rows: int
@@ -88,67 +105,7 @@ class PassResult:
     work: dict[int, StepWork]
     files: dict[str, ColumnFile] = field(default_factory=dict)
     reads: int = 0
-
-
-class _Buffer:
-    """The columns of one set for one shard while rows are being computed; starts from what is committed."""
-
-    def __init__(self, view: ShardView, bound: BoundStep) -> None:
-        contract = bound.step.contract
-        assert contract is not None
-        before = view.columns(bound.set_name)
-        assert isinstance(before, Committed)
-        self.bound = bound
-        self.changed = False
-        self.committed = before.is_there
-        self.codes = before.codes.copy()
-        self._before = before
-        self._row_ids = view.row_ids
-        self._schema = contract.writes
-        self._values: dict[str, list[Any]] = {}
-        self._reasons: list[str | None] = []
-
-    def _load(self) -> None:
-        if not self._reasons:
-            names, rows, before = self._schema.names, len(self._row_ids), self._before
-            self._values = {n: before.column(n).to_pylist() if before.is_there else [None] * rows for n in names}
-            self._reasons = before.column("reason").to_pylist() if before.is_there else [UNCOVERED] * rows
-
-    def put(self, row: int, result: RowResult) -> None:
-        """What was computed for the row at this index."""
-        self._load()
-        self.changed = True
-        if isinstance(result, Failed):
-            self._reasons[row] = result.reason
-            self.codes[row] = TRANSIENT if result.transient else PERMANENT
-            for values in self._values.values():
-                values[row] = None
-            return
-        self._reasons[row], self.codes[row] = None, COMPUTED
-        for name, values in self._values.items():
-            values[row] = result[name]
-
-    def take(self, own: str, rows: npt.NDArray[np.int64]) -> pa.Array | pa.ChunkedArray:
-        """See `survivors.Columns`."""
-        if self._before.is_there and not self._reasons:
-            return self._before.take(own, rows)
-        self._load()
-        if own == "reason":
-            return pa.array(self.reasons(rows).tolist(), pa.string())
-        values = self._values[own]
-        return pa.array([values[r] for r in rows.tolist()], self._schema.field(own).type)
-
-    def reasons(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
-        """See `survivors.Columns`."""
-        self._load()
-        return np.array([self._reasons[r] for r in rows.tolist()], object)
-
-    def table(self) -> pa.Table:
-        """As a column file holds it."""
-        self._load()
-        columns = [pa.array(self._values[f.name], f.type) for f in self._schema]
-        names = ["row_id", *self._schema.names, "reason"]
-        return pa.table([pa.array(self._row_ids), *columns, pa.array(self._reasons, pa.string())], names)
+    settled: Settled | None = None
 
 
 def run_pass(
@@ -158,49 +115,94 @@ def run_pass(
     files: Mapping[str, ColumnFile],
     engine: FilterEngine,
     proven: frozenset[str] = frozenset(),
+    earlier: str = "",
 ) -> PassResult:
     """Compute what this pass still lacks for one shard, commit it, and say where the rows stand.
 
-    `proven` names the sets of which some row is known to have succeeded elsewhere.
+    `proven` names the sets of which some row is known to have succeeded elsewhere; `earlier` as in `settle`.
 
     Rows that an earlier run or pass covered are not touched; where nothing is missing no media is read and no stage
     is opened. Every set of the pass has a column file for the shard afterwards, if only with `uncovered` rows.
     """
     view = ShardView(context.store, shard, rows_file, context.sets, files)
-    before = walk(view, context.steps[: context.begin], engine, start(view))
-    mine = context.steps[context.begin :]
-    job = _ShardJob(context, view, mine, engine, proven)
-    if walk(view, mine, engine, before, final=False).missing:
-        job.compute(before)
+    lanes = _lanes(context, view, engine)
+    job = _ShardJob(context, view, engine, proven)
+    if any(walk(view, mine, engine, before, final=False).missing for before, mine in lanes):
+        job.compute(lanes)
     job.commit()
-    result = _result(view, mine, walk(view, mine, engine, before, final=True), job.work)
-    return replace(result, files=job.files, reads=job.reads)
+    states = [walk(view, mine, engine, before, final=True) for before, mine in lanes]
+    result = replace(_result(view, lanes, states, job.work), files=job.files, reads=job.reads)
+    if not context.verdicts or any(w.transient for w in result.work.values()):
+        return result
+    # Another attempt at the shard may have committed first, so that what stands is not what is in memory.
+    stands = ShardView(context.store, shard, rows_file, context.sets, {**files, **job.files})
+    return replace(result, settled=settle_shard(context.steps, stands, context.verdicts, earlier, engine))
+
+
+def settle_item(
+    context: PassContext,
+    shard: int,
+    rows_file: str,
+    files: Mapping[str, ColumnFile],
+    engine: FilterEngine,
+    earlier: str = "",
+) -> Settled:
+    """The verdicts of a shard all of whose steps are done."""
+    view = ShardView(context.store, shard, rows_file, context.sets, files)
+    return settle_shard(context.steps, view, context.verdicts, earlier, engine)
 
 
 def finished_pass(
-    context: PassContext, shard: int, rows_file: str, files: Mapping[str, ColumnFile], engine: FilterEngine
+    context: PassContext,
+    shard: int,
+    rows_file: str,
+    files: Mapping[str, ColumnFile],
+    engine: FilterEngine,
+    earlier: str = "",
 ) -> PassResult | None:
     """The result of a pass that has nothing left to compute for this shard; None when it has."""
     if any(name not in files for name in context.sets.values()):
         return None
     view = ShardView(context.store, shard, rows_file, context.sets, files)
-    before = walk(view, context.steps[: context.begin], engine, start(view))
-    mine = context.steps[context.begin :]
-    state = walk(view, mine, engine, before, final=False)
-    if state.missing:
-        return None
-    return _result(view, mine, state, {b.step.position: StepWork() for b in mine})
+    lanes = _lanes(context, view, engine)
+    states = []
+    for before, mine in lanes:
+        states.append(walk(view, mine, engine, before, final=False))
+        if states[-1].missing:
+            return None
+    result = _result(view, lanes, states, {b.step.position: StepWork() for b in lanes[0][1]})
+    if context.verdicts:
+        result.settled = settle(context.steps, view, states[0], context.verdicts, earlier)
+    return result
 
 
-def _result(view: ShardView, steps: Sequence[BoundStep], state: Walk, work: dict[int, StepWork]) -> PassResult:
-    for bound in steps:
-        work[bound.step.position].rows_in = state.rows_in.get(bound.step.position, 0)
+# Where the rows of one track (see `survivors.tracks`) stand before the pass, and the track's steps in it.
+_Lane = tuple[Walk, list[BoundStep]]
+
+
+def _lanes(context: PassContext, view: ShardView, engine: FilterEngine) -> list[_Lane]:
+    """The track that decides the verdicts, with every step of the pass, then those past the filters."""
+    lanes = []
+    for track in tracks(context.steps):
+        earlier = [b for b in track if b.step.position <= context.begin]
+        lanes.append((walk(view, earlier, engine, start(view)), track[len(earlier) :]))
+    return [lane for lane in lanes if lane is lanes[0] or lane[1]]
+
+
+def _result(view: ShardView, lanes: Sequence[_Lane], states: Sequence[Walk], work: dict[int, StepWork]) -> PassResult:
+    """Counted are the rows that reached a step on any track."""
+    reached = {position: np.zeros(len(view), bool) for position in work}
+    for (_, mine), state in zip(lanes, states, strict=True):
+        for bound in mine:
+            reached[bound.step.position] |= state.alive | (state.left >= bound.step.position)
+    for bound in lanes[0][1]:
+        was_in, done = reached[bound.step.position], work[bound.step.position]
+        done.rows_in = int(was_in.sum())
         if bound.set_name:
-            was_in = state.alive | (state.left >= bound.step.position)
             codes = view.columns(bound.set_name).codes[was_in]
-            work[bound.step.position].failed = int((codes != COMPUTED).sum())
-            work[bound.step.position].transient = int((codes == TRANSIENT).sum())
-    return PassResult(view.shard, len(view), int(state.alive.sum()), work)
+            done.failed = int((codes != COMPUTED).sum())
+            done.transient = int((codes == TRANSIENT).sum())
+    return PassResult(view.shard, len(view), int(states[0].alive.sum()), work)
 
 
 class _ShardJob:
@@ -210,29 +212,31 @@ class _ShardJob:
         self,
         context: PassContext,
         view: ShardView,
-        steps: Sequence[BoundStep],
         engine: FilterEngine,
         proven: frozenset[str],
     ) -> None:
-        self.context, self.view, self.steps, self.engine, self.proven = context, view, steps, engine, proven
-        self.work = {b.step.position: StepWork() for b in steps}
-        self.buffers: dict[str, _Buffer] = {}
+        self.context, self.view, self.engine, self.proven = context, view, engine, proven
+        self.steps = context.steps[context.begin :]
+        self.work = {b.step.position: StepWork() for b in self.steps}
+        self.buffers: dict[str, ColumnBuffer] = {}
         self.files: dict[str, ColumnFile] = {}
         self.reads = 0
         self._journals: dict[str, Journal] = {}
         self._ids = view.row_ids
-        for bound in steps:
+        self._tried: dict[str, Mask] = {}
+        for bound in self.steps:
             if bound.set_name and bound.set_name not in self.buffers:
-                self.buffers[bound.set_name] = _Buffer(view, bound)
+                self._tried[bound.set_name] = np.zeros(len(view), bool)
+                self.buffers[bound.set_name] = ColumnBuffer(view, bound)
                 view.replace(bound.set_name, self.buffers[bound.set_name])
 
-    def compute(self, before: Walk) -> None:
+    def compute(self, lanes: Sequence[_Lane]) -> None:
         """Rows in chunks; those a dead worker was busy with come last, alone, after the others are committed."""
         folder = journal_folder(self.context.dataset_id)
         self._journals = {
             name: Journal(folder / f"{name}-{self.view.shard:05d}.json", self.context.run) for name in self.buffers
         }
-        rows = np.flatnonzero(before.alive)
+        rows = np.flatnonzero(np.any([before.alive for before, _ in lanes], axis=0))
         suspects = {r for journal in self._journals.values() for r in (*journal.suspects, *journal.deaths)}
         killers = {r for journal in self._journals.values() for r in journal.deaths}
         alone = [int(r) for r in rows if int(self._ids[r]) in suspects]
@@ -240,12 +244,12 @@ class _ShardJob:
         tried = [[r for r in alone if (int(self._ids[r]) in killers) is again] for again in (False, True)]
         try:
             for chunk in self._chunks(np.setdiff1d(rows, np.array(alone, np.int64))):
-                self._run_chunk(before, chunk)
+                self._run_chunk(lanes, chunk)
             for some in tried:
                 if some:
                     self.commit()
                 for row in some:
-                    self._run_chunk(before, np.array([row]))
+                    self._run_chunk(lanes, np.array([row]))
             self.commit()
             for journal in self._journals.values():
                 journal.clear([int(self._ids[r]) for r in alone])
@@ -275,28 +279,37 @@ class _ShardJob:
             held += cost
         return np.split(rows, ends)
 
-    def _run_chunk(self, before: Walk, chunk: npt.NDArray[np.int64]) -> None:
-        state = before.copy()
+    def _run_chunk(self, lanes: Sequence[_Lane], chunk: npt.NDArray[np.int64]) -> None:
         in_chunk = np.zeros(len(self.view), bool)
         in_chunk[chunk] = True
         needs_media = any(b.step.media for b in self.steps)
         cache = self._cache(chunk) if needs_media else None
         position_of = {int(r): i for i, r in enumerate(chunk)}
-        for bound in self.steps:
-            rows = np.flatnonzero(state.alive & in_chunk)
-            if not len(rows):
-                break
-            if bound.step.kind == "filter":
-                apply_filter(self.view, bound, self.engine, state, rows)
-                continue
-            buffer = self.buffers[bound.set_name]
-            needed = rows[buffer.codes[rows] > PERMANENT]
-            # Done again between two steps that share it, a row would have been judged by a value it no longer has.
-            if len(needed) and not bound.is_repeat:
-                self._run_stage(bound, buffer, needed, cache, position_of)
-            take_failed(self.view, bound, state, rows)
+        for before, mine in lanes:
+            state = before.copy()
+            for bound in mine:
+                rows = np.flatnonzero(state.alive & in_chunk)
+                if not len(rows):
+                    break
+                if bound.step.kind == "filter":
+                    apply_filter(self.view, bound, self.engine, state, rows)
+                    continue
+                needed = self._needed(bound, rows)
+                if len(needed):
+                    self._run_stage(bound, self.buffers[bound.set_name], needed, cache, position_of)
+                take_failed(self.view, bound, state, rows)
         if cache is not None:
             self.reads += cache.reads
+
+    def _needed(self, bound: BoundStep, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which of these rows to compute: no row twice, for it would have been judged by a value it no longer has.
+
+        So too between two steps that share a set: the second computes only what nobody asked for before.
+        """
+        codes, tried = self.buffers[bound.set_name].codes[rows], self._tried[bound.set_name]
+        needed = rows[(codes == NOT_COVERED if bound.is_repeat else codes > PERMANENT) & ~tried[rows]]
+        tried[needed] = True
+        return needed
 
     def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
         table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))
@@ -305,7 +318,7 @@ class _ShardJob:
     def _run_stage(
         self,
         bound: BoundStep,
-        buffer: _Buffer,
+        buffer: ColumnBuffer,
         rows: npt.NDArray[np.int64],
         cache: DecodedCache | None,
         position_of: Mapping[int, int],
@@ -337,7 +350,7 @@ class _ShardJob:
         work.seconds += time.perf_counter() - began
 
     def _without_given_up(
-        self, rows: npt.NDArray[np.int64], journal: Journal, buffer: _Buffer
+        self, rows: npt.NDArray[np.int64], journal: Journal, buffer: ColumnBuffer
     ) -> npt.NDArray[np.int64]:
         given_up = [r for r in rows if journal.given_up(int(self._ids[r]))]
         for row in given_up:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,13 +74,30 @@ def subfolders(store: Store, top: str) -> list[str]:
 
 def test_only_what_nothing_names_goes(store: Store) -> None:
     before = everything(store)
-    listed = clean(store, dry_run=True)
+    listed = clean(store, dry_run=True, grace_s=0)
     assert [name for name, _ in listed] == LOOSE
     assert dict(listed)["media/00000-zombie.tar"] == len(b"00000-zombie")
     assert everything(store) == before
-    assert clean(store) == listed
+    assert clean(store, grace_s=0) == listed
     assert everything(store) == before - set(LOOSE)
+    assert clean(store, grace_s=0) == []
+
+
+def test_young_files_stay(store: Store) -> None:
+    """A worker that outlived its driver is about to name its tar; so `clean` waits until that cannot be any more."""
     assert clean(store) == []
+    assert clean(store, dry_run=True) == []
+    old = LOOSE[2]
+    if store.is_local:
+        written = time.time() - 3700
+        os.utime(Path(store.root, old), (written, written))
+    else:
+        store.fs.store[f"{store.root}/{old}"].created -= timedelta(seconds=3700)
+        store.fs.store[f"{store.root}/{old}"].modified -= timedelta(seconds=3700)
+    assert [name for name, _ in clean(store, dry_run=True)] == [old]
+    assert [name for name, _ in clean(store, grace_s=3800)] == []
+    assert [name for name, _ in clean(store)] == [old]
+    assert [name for name, _ in clean(store, grace_s=0)] == [name for name in LOOSE if name != old]
 
 
 def test_temporary_files_go_and_a_lock_stays(store: Store) -> None:
@@ -86,7 +105,7 @@ def test_temporary_files_go_and_a_lock_stays(store: Store) -> None:
     for name in half:
         put(store, name, b"half")
     put(store, ".lock", b"")
-    assert [name for name, _ in clean(store) if ".tmp-" in name] == half
+    assert [name for name, _ in clean(store, grace_s=0) if ".tmp-" in name] == half
     assert (".lock", 0) in store.entries("")
     assert all(not name.startswith(".tmp-") for name, _ in store.entries("media"))
 
@@ -105,13 +124,13 @@ def test_nothing_goes_while_another_process_holds_it(store: Store) -> None:
     before = everything(store)
     for dry_run in (True, False):
         with pytest.raises(StoreError, match="held by run run-7"):
-            clean(store, dry_run=dry_run)
+            clean(store, dry_run=dry_run, grace_s=0)
     assert everything(store) == before
 
 
 def test_a_run_may_clean_its_own_dataset(store: Store) -> None:
     with Lease.acquire(store, "run-1") as lease:
-        assert [name for name, _ in clean(store)] == LOOSE
+        assert [name for name, _ in clean(store, grace_s=0)] == LOOSE
         lease.beat()
         assert not lease.lost.is_set()
 
@@ -120,7 +139,7 @@ def test_a_torn_rows_file_stops_it(store: Store) -> None:
     before = everything(store)
     put(store, "rows/00003.g0.parquet", b"PAR1 torn")
     with pytest.raises(StoreError, match=r"rows/00003\.g0\.parquet of .* is not a whole Parquet file"):
-        clean(store)
+        clean(store, grace_s=0)
     assert everything(store) - {"rows/00003.g0.parquet"} == before
 
 
@@ -131,8 +150,8 @@ def test_scratch_of_dead_processes_goes(store: Store, tmp_path: Path) -> None:
     for folder in (dead, mine, foreign):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"12345")
-    assert (str(dead), 5) in clean(store, dry_run=True)
-    assert (str(dead), 5) in clean(store)
+    assert (str(dead), 5) in clean(store, dry_run=True, grace_s=0)
+    assert (str(dead), 5) in clean(store, grace_s=0)
     assert (dead.exists(), mine.exists(), foreign.exists()) == (False, True, True)
 
 
@@ -148,6 +167,6 @@ def test_what_is_left_still_reads(tmp_path: Path) -> None:
     for reasons in ([None, "uncovered"], [None, None]):
         rows = {"row_id": [0, 1], "x": [1.0, 2.0], "reason": pa.array(reasons, pa.string())}
         newest = publish_columns(store, "x-1", 0, pa.table(rows), footer)
-    assert [name for name, _ in clean(store)] == ["columns/x-1/00000.c0.parquet"]
+    assert [name for name, _ in clean(store, grace_s=0)] == ["columns/x-1/00000.c0.parquet"]
     assert store.coverage("x-1") == {0: newest}
     assert store.read_table(newest.name)["x"].to_pylist() == [1.0, 2.0]

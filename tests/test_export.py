@@ -154,7 +154,7 @@ def test_card(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
     assert "chain: `c0ffee`" in card
     assert "| clip\\_score | float |  | json, parquet | made by step aligned |" in card
     assert "| rare | double |  | parquet | as given in the source |" in card
-    assert "| original\\_width | int64 | px | json, parquet | as fetched, upright; NULL = not decoded |" in card
+    assert "| original\\_width | int32 | px | json, parquet | as fetched, upright; NULL = not decoded |" in card
     assert str(tmp_path) not in card
     for column in pq.read_schema(out / "00000.parquet").names:
         assert f"| {column} |".replace("_", "\\_") in card
@@ -431,6 +431,8 @@ def _export_in_a_process(tmp_path: Path, format: str, event: str, count: int) ->
         ("webdataset", "media", 17),
         ("webdataset", "fsync", 2),
         ("webdataset", "fsync", 12),
+        ("webdataset", "commit", 1),
+        ("webdataset", "commit", 5),
         ("webdataset", "rename", 1),
         ("webdataset", "rename", 2),
         ("parquet", "media", 25),

@@ -1,16 +1,19 @@
 """Killed anywhere and started again, a run ends where an uninterrupted one does; readers never see anything torn.
 
-Kills are at events, not at times (`fixtures/killer`): the id of a test says which event, and which one of its kind.
+Kills are at events, not at times (`fixtures/killer`): the id of a test says which event, and which one of its kind. All
+of it holds of a local folder and of an S3 server behind a proxy that answers 503, late, by halves, or not at all.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from killing import RECIPE, SHARD_ROWS, Place, exported, picture_list, picture_server, samples, verdict_counts
+from killing import KINDS, RECIPE, SHARD_ROWS, Place, exported, picture_list, picture_server, samples, verdict_counts
+from s3 import S3Server, running_s3
 from server import BadServer
 
 import mmdata
@@ -52,13 +56,34 @@ EDITED = [
     "export:append#9",
     "export:aside#1",
 ]
+# On S3 these of them always, and the others when there is time.
+OFTEN = {
+    "media:half#2",
+    "rows:linked#3",
+    "stage:after#3",
+    "probe_image:done#1",
+    "group:computed#1",
+    "verdicts:done#3",
+    "current.json:half#1",
+    "near_duplicates:unlinked#3",
+    "current.json:put#1",
+}
 SEED = 20
+
+
+def _cases(events: list[str]) -> list[Any]:
+    """(kind of store, event) for each, the less frequent ones marked."""
+    found = [pytest.param("local", event, id=event) for event in events]
+    for event in events:
+        found.append(pytest.param("s3", event, id=f"s3-{event}", marks=() if event in OFTEN else pytest.mark.long))
+    return found
 
 
 @dataclass(frozen=True)
 class Truth:
     """What uninterrupted runs give: of the recipe, and of the edited recipe in a folder of its own."""
 
+    s3: S3Server | None
     place: Place
     files: dict[str, bytes]
     rows: list[dict[str, Any]]
@@ -68,6 +93,9 @@ class Truth:
     edited_events: Counter[str]
 
 
+Truths = Callable[[str], Truth]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[BadServer]:
     with picture_server() as running:
@@ -75,24 +103,42 @@ def server() -> Iterator[BadServer]:
 
 
 @pytest.fixture(scope="module")
-def truth(server: BadServer, tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    plain, edited = Place(folder / "plain", picture_list(server)), Place(folder / "edited", picture_list(server))
+def s3() -> Iterator[S3Server]:
+    with running_s3() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def truths(request: pytest.FixtureRequest, server: BadServer, tmp_path_factory: pytest.TempPathFactory) -> Truths:
+    """By kind of store, each made when it is first asked for."""
+    made: dict[str, Truth] = {}
+
+    def truth(kind: str) -> Truth:
+        if kind not in made:
+            s3 = request.getfixturevalue("s3") if kind == "s3" else None
+            made[kind] = _truth(server, tmp_path_factory.mktemp("uninterrupted"), s3)
+        return made[kind]
+
+    return truth
+
+
+def _truth(server: BadServer, folder: Path, s3: S3Server | None) -> Truth:
+    plain, edited = (Place(folder / name, picture_list(server), s3) for name in ("plain", "edited"))
     edited.edit()
     for place in (plain, edited):
         assert place.command("--runner", "inline") == (0, "")
     over = plain.copy(folder / "over")
     over.edit()
     assert over.command("--runner", "inline") == (0, "")
-    edited_files, edited_rows = exported(edited.shards), samples(edited.dataset)
+    edited_files, edited_rows = exported(edited.shards), samples(edited)
     # Ten of the sixty URLs give no picture, and both recipes keep something: no comparison below is of nothing.
-    rows = samples(plain.dataset)
+    rows = samples(plain)
     assert verdict_counts(rows)["failed"] == verdict_counts(edited_rows)["failed"] == 10
     assert verdict_counts(rows) != verdict_counts(edited_rows)
     assert min(verdict_counts(rows)["kept"], verdict_counts(edited_rows)["kept"]) > 10
     # An edit over what stands ends where the edited recipe does from nothing.
-    assert (exported(over.shards), samples(over.dataset)) == (edited_files, edited_rows)
-    return Truth(plain, exported(plain.shards), rows, edited_files, edited_rows, plain.events(), over.events())
+    assert (exported(over.shards), samples(over)) == (edited_files, edited_rows)
+    return Truth(s3, plain, exported(plain.shards), rows, edited_files, edited_rows, plain.events(), over.events())
 
 
 @contextmanager
@@ -113,24 +159,24 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def _answer(place: Place) -> list[dict[str, Any]] | None:
     """What readers see now; None before there is an answer."""
-    try:
-        ds = mmdata.open(place.dataset)
-    except SourceError:
-        assert not place.files() - {n for n in place.files() if ".tmp-" in n}
-        return None
-    return None if ds.current is None else samples(place.dataset)
+    with place.entered():
+        try:
+            ds = mmdata.open(place.store().url)
+        except SourceError:
+            assert not place.files() - {n for n in place.files() if ".tmp-" in n}
+            return None
+        return None if ds.current is None else samples(place)
 
 
 def _covered(place: Place) -> dict[str, int]:
     """Column set → rows with a value or a permanent reason, counted with pyarrow from the newest file of each shard."""
-    newest: dict[tuple[str, str], tuple[int, Path]] = {}
-    for path in (place.dataset / "columns").glob("*/*.parquet"):
-        shard, number, _ = path.name.split(".")
-        key = (path.parent.name, shard)
-        newest[key] = max(newest.get(key, (-1, path)), (int(number[1:]), path))
+    newest: dict[tuple[str, str], tuple[int, str]] = {}
+    for path in place.files("columns"):
+        if match := re.fullmatch(r"columns/([^/]+)/(\d+)\.c(\d+)\.parquet", path):
+            newest[match[1], match[2]] = max(newest.get((match[1], match[2]), (-1, "")), (int(match[3]), path))
     found: Counter[str] = Counter()
     for (name, _), (_, path) in newest.items():
-        reasons = pq.read_table(path, columns=["reason"]).column(0).to_pylist()
+        reasons = pq.read_table(io.BytesIO(place.read(path)), columns=["reason"]).column(0).to_pylist()
         found[name] += sum(r is None or (r != "uncovered" and not r.startswith("!")) for r in reasons)
     return dict(found)
 
@@ -146,9 +192,10 @@ def _resume(place: Place, server: BadServer) -> None:
     shards = [int(name.split("/")[1].split(".")[0]) for name in place.files("rows") if ".tmp-" not in name]
     stored = {f"/p/{shard * SHARD_ROWS + n}" for shard in shards for n in range(SHARD_ROWS)}
     before, hits = _covered(place), dict(server.hits)
-    mmdata.run(RECIPE, runner="inline")
+    with place.entered():
+        mmdata.run(RECIPE, runner="inline")
     assert [url for url in stored if server.hits[url] != hits.get(url, 0)] == []
-    record = json.loads(max((place.dataset / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime_ns).read_bytes())
+    record = json.loads(place.read(max(place.files("runs"))))
     after = _covered(place)
     for step in record["steps"]:
         if step["name"] != "near_duplicates" and step["set"]:
@@ -158,9 +205,10 @@ def _resume(place: Place, server: BadServer) -> None:
 def _loose(place: Place) -> set[str]:
     """Files of the dataset that nothing names: temporary ones, tars, old column files, old verdicts."""
     tars = set()
-    for path in (place.dataset / "rows").glob("*.parquet"):
-        tars.update(pq.read_table(path, columns=["image_path"]).column(0).to_pylist())
-    named = json.loads((place.dataset / "current.json").read_bytes())
+    for name in place.files("rows"):
+        if name.endswith(".parquet"):
+            tars.update(pq.read_table(io.BytesIO(place.read(name)), columns=["image_path"]).column(0).to_pylist())
+    named = json.loads(place.read("current.json"))
     verdicts = set(named["verdicts"])
     newest = {name for files in named["sets"].values() for name in files}
     found = {n for n in place.files() if ".tmp-" in n}
@@ -172,12 +220,13 @@ def _loose(place: Place) -> set[str]:
 def _settles(place: Place, server: BadServer, files: dict[str, bytes], rows: list[dict[str, Any]]) -> None:
     """The dataset stands as an uninterrupted run leaves it, does nothing more, and loses its leftovers to `clean`."""
     assert exported(place.shards) == files
-    assert samples(place.dataset) == rows
+    assert samples(place) == rows
     beside = {p.name for p in place.folder.iterdir()}
     assert beside <= {"data", place.shards.name, "events", "events.go", "list.parquet", RECIPE, "scratch"}
 
     stood, hits = place.files(), dict(server.hits)
-    again = mmdata.run(RECIPE, runner="inline").report
+    with place.entered():
+        again = mmdata.run(RECIPE, runner="inline").report
     assert again is not None
     assert not again.changed
     assert (again.media_reads, sum(again.by_status.values())) == (0, 0)
@@ -186,15 +235,21 @@ def _settles(place: Place, server: BadServer, files: dict[str, bytes], rows: lis
     assert dict(server.hits) == hits
 
     loose = _loose(place)
-    freed = {name for name, _ in clean(mmdata.open(place.dataset).store) if not name.startswith("/")}
-    assert freed == loose
+    with place.entered():
+        freed = {name for name, _ in clean(mmdata.open(place.store().url).store, grace_s=0) if name[0] != "/"}
+    uploads = {name for name in freed if name.endswith("(unfinished upload)")}
+    assert freed - uploads == loose
     assert _loose(place) == set()
+    if place.s3 is not None:
+        assert place.s3.client().list_multipart_uploads(Bucket=place.bucket).get("Uploads", []) == []
+        assert sum(place.proxy.done.values()) > 10, "nothing was disturbed"
     left = [p for p in (place.folder / "scratch").rglob("*") if p.is_file()]
     assert left == []
     shutil.rmtree(place.shards)
-    mmdata.run(RECIPE, runner="inline")
+    with place.entered():
+        mmdata.run(RECIPE, runner="inline")
     assert exported(place.shards) == files
-    assert samples(place.dataset) == rows
+    assert samples(place) == rows
 
 
 def _is_after_publish(event: str) -> bool:
@@ -203,7 +258,7 @@ def _is_after_publish(event: str) -> bool:
 
 
 def _killed_fresh(folder: Path, event: str, truth: Truth, server: BadServer) -> None:
-    place = Place(folder, truth.place.rows)
+    place = Place(folder, truth.place.rows, truth.s3)
     _kill(place, event)
     assert _answer(place) == (truth.rows if _is_after_publish(event) else None)
     assert not place.shards.exists() or exported(place.shards) == truth.files
@@ -223,22 +278,22 @@ def _killed_edited(folder: Path, event: str, truth: Truth, server: BadServer) ->
     _settles(place, server, truth.edited_files, truth.edited_rows)
 
 
-@pytest.mark.parametrize("event", FRESH)
-def test_killed_in_a_run_from_nothing(
-    event: str, truth: Truth, server: BadServer, folder: Path
-) -> None:
-    _killed_fresh(folder, event, truth, server)
+@pytest.mark.parametrize(("kind", "event"), _cases(FRESH))
+def test_killed_in_a_run_from_nothing(kind: str, event: str, truths: Truths, server: BadServer, folder: Path) -> None:
+    _killed_fresh(folder, event, truths(kind), server)
 
 
-@pytest.mark.parametrize("event", EDITED)
+@pytest.mark.parametrize(("kind", "event"), _cases(EDITED))
 def test_killed_in_a_run_of_an_edited_recipe(
-    event: str, truth: Truth, server: BadServer, folder: Path
+    kind: str, event: str, truths: Truths, server: BadServer, folder: Path
 ) -> None:
-    _killed_edited(folder, event, truth, server)
+    _killed_edited(folder, event, truths(kind), server)
 
 
-def test_killed_again_and_again(truth: Truth, server: BadServer, folder: Path) -> None:
-    place = Place(folder, truth.place.rows)
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_again_and_again(kind: str, truths: Truths, server: BadServer, folder: Path) -> None:
+    truth = truths(kind)
+    place = Place(folder, truth.place.rows, truth.s3)
     # The second kill meets a row that is tried alone, because the first one died over its batch: one such death is
     # no proof against the row.
     for event in ("stage:before#1", "stage:before#1", "near_duplicates:done#1", "verdicts:done#1", "export:append#5"):
@@ -254,9 +309,11 @@ def _draw(events: Counter[str], count: int, seed: int) -> list[str]:
     return random.Random(seed).choices(every, k=count)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(20))
-def test_killed_anywhere(part: int, truth: Truth, server: BadServer, tmp_path: Path) -> None:
+def test_killed_anywhere(kind: str, part: int, truths: Truths, server: BadServer, tmp_path: Path) -> None:
+    truth = truths(kind)
     for number, event in enumerate(_draw(truth.events, 6, SEED + part)):
         print(f"from nothing: {event}")
         with _inside(tmp_path / f"fresh{number}") as folder:

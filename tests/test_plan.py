@@ -127,6 +127,18 @@ def test_the_order_of_a_group_counts_by_its_meaning() -> None:
     assert ordered("number") != ordered("row_id")
 
 
+def test_the_order_of_a_group_knows_a_column_by_its_set_not_by_its_alias() -> None:
+    def ordered(alias: str, term: str, times: int = 7) -> str:
+        stage = {"make_sevens": {"as": alias, "times": times}}
+        return ids(stage, {"rank_rows": {"prefer": [term]}})["rank_rows"]
+
+    plain = ordered("b", "b_value * number desc")
+    assert ordered("zz", "zz_value * number desc") == plain
+    assert ordered("zz", "zz_residue * number desc") != plain
+    assert ordered("zz", "zz_value * number desc", times=5) != plain
+    assert ordered("zz", "number * zz_value desc") != plain
+
+
 def test_the_seed_enters_only_where_an_operator_has_one() -> None:
     class DrawOptions(Options):
         seed: int = Field(0, description="of the draw")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from mmdata import catalogue, registry
 from mmdata.errors import RecipeError
-from mmdata.recipe import FilterStep, OperatorStep, Recipe, document_of, json_schema, load, parse, with_overrides
+from mmdata.recipe import FilterStep, OperatorStep, Recipe, document_of, load, parse, with_overrides
+from mmdata.recipe_schema import json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "name: pets\ndataset: data/pets\nsource: {kind: urls, path: pets.csv}\n"
@@ -244,9 +245,17 @@ def _plan(document: dict[str, Any]) -> None:
 
 
 def test_the_schema_knows_every_operator() -> None:
-    choices = json_schema()["properties"]["steps"]["items"]["anyOf"]
-    assert choices[0]["enum"] == registry.names()
-    assert [next(iter(c["properties"])) for c in choices[1:]] == [*registry.names(), "filter"]
+    choices = json_schema()["else"]["properties"]["steps"]["items"]["anyOf"]
+    assert choices[0]["enum"] == registry.built_in()
+    assert [next(iter(c["properties"])) for c in choices[1:]] == [*registry.built_in(), "filter"]
+
+
+def test_the_schema_lets_steps_of_own_files_be(validator: Any) -> None:
+    own = {**yaml.safe_load(HEAD), "steps": ["sharpness", {"mine": {"anything": 1}}, {"filter": {"f": "a > 1"}}]}
+    assert list(validator.iter_errors(own))
+    assert list(validator.iter_errors({**own, "operators": ["my_ops.py"]})) == []
+    assert list(validator.iter_errors({**own, "operators": "my_ops.py"}))
+    assert list(validator.iter_errors({**own, "operators": ["my_ops.py"], "steps": [{"a": {}, "b": {}}]}))
 
 
 # What is generated

@@ -294,7 +294,7 @@ def test_odd_shapes_end_whole_and_run_again_to_nothing(
         assert exported == kept
         assert (out / "README.md").exists()
         before = content(ds)
-        clean(ds.store)
+        clean(ds.store, grace_s=0)
         again = run(tmp_path, document, steps, format=fmt)
         assert again.report is not None
         assert not again.report.changed
@@ -316,7 +316,7 @@ def test_recipe_there_and_back_shows_the_same(tmp_path: Path) -> None:
         assert content(ds) == first
         assert content(run(tmp_path, document, two)) == between
         assert not synthetic.COMPUTED
-        clean(ds.store)
+        clean(ds.store, grace_s=0)
         assert content(mmdata.open(ds.store.url)) == between
     assert len(list((tmp_path / "dataset" / "verdicts").iterdir())) == 1
 

@@ -11,23 +11,33 @@ import textwrap
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3 import S3Server, in_environment, running_s3
 
 import mmdata
-from mmdata.errors import RecipeError, StoreError
+from mmdata.errors import StoreError
 from mmdata.scratch import scratch_folder, stale_scratch
 from mmdata.store import Store
 
 REPOSITORY = str(Path(mmdata.__file__).parents[1])
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as server, in_environment(server.environment()):
+        yield server
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        return Store(f"s3://{request.getfixturevalue('s3').bucket()}/a/pets")
     return Store(str(tmp_path / "a" / "pets") if request.param == "local" else f"memory://{uuid.uuid4().hex}/pets")
 
 
@@ -193,11 +203,6 @@ def test_a_store_travels_as_its_url(store: Store, monkeypatch: pytest.MonkeyPatc
     assert Store(f"file://{tmp_path}/a/pets").url == relative.url
 
 
-def test_other_protocols_are_refused() -> None:
-    with pytest.raises(RecipeError, match="s3://"):
-        Store("s3://bucket/pets")
-
-
 RACER = """
     import sys, pathlib
     from mmdata.store import Store
@@ -326,7 +331,7 @@ def test_replace_loses_no_update(tmp_path: Path) -> None:
 
 FULL = """
     import os, pathlib, resource, subprocess, sys, tempfile
-    from mmdata.errors import RecipeError, StoreError
+    from mmdata.errors import StoreError
     from mmdata.store import Store
     kind, folder, scratch = sys.argv[1:]
     local = pathlib.Path(scratch, "big")

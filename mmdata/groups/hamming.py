@@ -1,4 +1,4 @@
-"""Star clusters of 64-bit hashes within a Hamming radius: every pair found, memory bounded.
+"""Clusters of 64-bit hashes within a Hamming radius, and close pairs of two lists: every pair found, memory bounded.
 
 The 64 bits are cut into radius + k blocks. Two hashes that differ in at most `radius` bits agree in at least k whole
 blocks, so sorting by every choice of k blocks brings each such pair into one run of equal keys (Manku et al. 2007, the
@@ -7,13 +7,14 @@ block-permutation index). A larger k means more sorts and shorter runs; it is ch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["star_clusters"]
+__all__ = ["close_between", "component_clusters", "distinct_in_order", "star_clusters", "unite"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -27,14 +28,119 @@ def star_clusters(hashes: npt.NDArray[np.uint64], radius: int) -> Positions:
     Hashes are visited in order; one that is in no cluster yet opens one and takes all that are in none and differ from
     it in at most `radius` bits (0 to 63). Members may differ from one another in up to twice as many.
     """
+    distinct, first, which = distinct_in_order(hashes)
+    return first[_star_of_distinct(distinct, radius)][which]
+
+
+def component_clusters(hashes: npt.NDArray[np.uint64], radius: int) -> Positions:
+    """(N,) int64: for every hash the position of the first one of its component.
+
+    A component holds all hashes that a chain of steps of at most `radius` bits (0 to 63) connects; its ends may lie
+    any distance apart.
+    """
+    distinct, first, which = distinct_in_order(hashes)
+    parent = _star_of_distinct(distinct, radius)  # what a star takes is connected: fewer pairs are left to look at
+    if radius and len(distinct) > 1:
+        for mask in _masks(len(distinct), radius):
+            parent = _roots(parent, np.arange(len(parent)))
+            for left, right in _pairs_across(distinct, mask, parent):
+                near = np.bitwise_count(distinct[left] ^ distinct[right]) <= radius
+                unite(parent, left[near], right[near])
+    return first[_roots(parent, np.arange(len(parent)))][which]
+
+
+def close_between(
+    earlier: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64], radius: int
+) -> Iterator[tuple[Positions, Positions]]:
+    """Blocks of (i, j) with `earlier[i]` and `hashes[j]` at most `radius` bits apart; a pair may come more than once.
+
+    Memory is that of both lists and of one block, whatever the number of pairs.
+    """
+    if not len(earlier) or not len(hashes):
+        return
+    for mask in _masks(len(earlier), radius):
+        keys = earlier & mask
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        wanted = hashes & mask
+        begins, ends = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        for some in _blocks(ends - begins):
+            right = np.repeat(some, ends[some] - begins[some])
+            left = order[_ranges(begins[some], ends[some])]
+            near = np.bitwise_count(earlier[left] ^ hashes[right]) <= radius
+            if near.any():
+                yield left[near], right[near]
+
+
+def distinct_in_order(hashes: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], Positions, Positions]:
+    """The distinct hashes in the order in which they first stand, those places, and per hash which one it is.
+
+    Equal hashes share their fate, so each is visited once, where it first stands.
+    """
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    # Equal hashes share their fate, so each is visited once, where it first stands.
     order = np.argsort(first)
     visited = np.empty_like(order)
     visited[order] = np.arange(len(order))
-    centre = _star_of_distinct(distinct[order], radius)
-    result: Positions = first[order][centre][visited[inverse]].astype(np.int64)
-    return result
+    return distinct[order], first[order].astype(np.int64), visited[inverse].astype(np.int64)
+
+
+def unite(parent: Positions, left: Positions, right: Positions) -> None:
+    """Join the trees of each pair, in place; a root stays the smallest position of its tree, which is its parent."""
+    while len(left):
+        roots = _roots(parent, left), _roots(parent, right)
+        low, high = np.minimum(*roots), np.maximum(*roots)
+        apart = low != high
+        left, right = low[apart], high[apart]
+        np.minimum.at(parent, right, left)
+
+
+def _roots(parent: Positions, some: Positions) -> Positions:
+    found = parent[some]
+    while True:
+        above = parent[found]
+        if np.array_equal(above, found):
+            parent[some] = found
+            return found
+        found = above
+
+
+def _pairs_across(
+    hashes: npt.NDArray[np.uint64], mask: np.uint64, parent: Positions
+) -> Iterator[tuple[Positions, ...]]:
+    """Blocks of pairs that agree in the bits of `mask`; runs that are one tree already are left out."""
+    keys = hashes & mask
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    ends = np.append(starts[1:], len(keys))
+    trees = parent[order]
+    mixed = np.minimum.reduceat(trees, starts) != np.maximum.reduceat(trees, starts)
+    place = _ranges(starts[mixed], ends[mixed])
+    end = np.repeat(ends[mixed], (ends - starts)[mixed])
+    for some in _blocks(end - place - 1):
+        left = np.repeat(place[some], end[some] - place[some] - 1)
+        right = _ranges(place[some] + 1, end[some])
+        apart = trees[left] != trees[right]
+        yield order[left[apart]], order[right[apart]]
+
+
+def _ranges(begins: Positions, ends: Positions) -> Positions:
+    """The numbers of every [begin, end), one range after the other."""
+    counts = ends - begins
+    offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(begins, counts) + offsets
+
+
+def _blocks(counts: Positions) -> Iterator[Positions]:
+    """Positions with something to compare, as many at a time as fit the bound on pairs, at least one."""
+    some = np.flatnonzero(counts)
+    total = np.cumsum(counts[some])
+    first = 0
+    while first < len(some):
+        before = int(total[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(total, before + _PAIRS)))
+        yield some[first:last]
+        first = last
 
 
 def _star_of_distinct(hashes: npt.NDArray[np.uint64], radius: int) -> Positions:

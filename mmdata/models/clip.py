@@ -21,7 +21,7 @@ from mmdata.batch import pad_rows
 from mmdata.errors import MissingExtra, RecipeError
 from mmdata.stage import Pixels, Weights
 
-__all__ = ["LOCAL_FOLDER", "ClipModel", "Precision", "bring_weights", "image_size", "weights_of"]
+__all__ = ["LOCAL_FOLDER", "ClipModel", "Precision", "bring_weights", "embedding_size", "image_size", "weights_of"]
 
 Floats = npt.NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -46,6 +46,12 @@ def image_size(model: str) -> int | None:
     if len(sides) != 1:
         raise RecipeError(f"score_clip: model {model} sees pictures of {size} px, and only square ones are supported")
     return int(sides.pop())
+
+
+def embedding_size(model: str) -> int | None:
+    """Numbers in an embedding of the model; None when open_clip is not installed here, RecipeError as `image_size`."""
+    config = _model_config(model)
+    return None if config is None else int(config["embed_dim"])
 
 
 def _model_config(model: str) -> dict[str, Any] | None:

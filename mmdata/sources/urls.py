@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from mmdata.columns import RESERVED_NAMES
 from mmdata.errors import SourceError, nearest
 from mmdata.sources.list_files import ListFile, find_files, fingerprint, reading
 from mmdata.sources.list_rows import FIRST_BLOCK, column_names, converted, inferred_type, text_rows
+from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type
 from mmdata.stage import Options
 
 __all__ = ["UrlSource"]
@@ -29,6 +29,7 @@ class UrlSource(Options):
     in the order of their names. Bytes that are not UTF-8 become U+FFFD and cost that row (`bad_url`), not the run.
     """
 
+    is_fetched: ClassVar[bool] = True
     kind: Literal["urls"] = "urls"
     path: str = Field(min_length=1, description="file, folder, glob or fsspec URL; .gz and the like are undone")
     url: str = Field("url", description="column of the URLs; a txt file has only that: a URL a line, blank lines apart")
@@ -39,12 +40,17 @@ class UrlSource(Options):
         "auto", description="format of the files; auto: told by their extension"
     )
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the recipe names a column of captions."""
+        return self.caption is not None
+
     def schema(self) -> pa.Schema:  # type: ignore[override]  # hides pydantic's deprecated method of that name
         """Names and types of the extra columns, in the order asked for; opens every file and reads the first rows.
 
         SourceError: no such file or column, a name that mmdata uses itself, a list without rows, unreadable.
         """
-        self._check_names()
+        check_extra_names(self.columns)
         files = self._files()
         if files[0].format == "parquet":
             return self._parquet_schema(files)
@@ -76,18 +82,6 @@ class UrlSource(Options):
 
     def _files(self) -> list[ListFile]:
         return find_files(self.path, self.format)
-
-    def _check_names(self) -> None:
-        seen: set[str] = set()
-        for name in self.columns:
-            if name.lower() in RESERVED_NAMES:  # SQL does not tell URL from url
-                raise SourceError(
-                    f"source.columns names {name!r}, which mmdata uses itself for a column of every dataset: rename it "
-                    "in the list, or leave it out"
-                )
-            if name.lower() in seen:
-                raise SourceError(f"source.columns names {name!r} twice (upper and lower case are not told apart)")
-            seen.add(name.lower())
 
     def _wanted(self) -> dict[str, str]:
         """Column of the table → column of the list."""
@@ -162,7 +156,7 @@ class UrlSource(Options):
             for role in ("url", "caption", "uid"):
                 if role in self._wanted():
                     _check_text(file, role, schema.field(self._wanted()[role]))
-            extra = pa.schema([(name, _plain_type(schema.field(name).type)) for name in self.columns])
+            extra = pa.schema([(name, plain_type(schema.field(name).type)) for name in self.columns])
             found = found or extra
             for ours, theirs in zip(extra, found, strict=True):
                 if ours.type != theirs.type:
@@ -183,7 +177,7 @@ class UrlSource(Options):
             for batch in batches:
                 with reading(file.path):
                     found = {
-                        name: _plain_column(
+                        name: plain_column(
                             batch.column(batch.schema.get_field_index(source)),
                             extra.field(name).type if name in self.columns else pa.string(),
                         )
@@ -193,40 +187,7 @@ class UrlSource(Options):
 
 
 def _check_text(file: ListFile, role: str, field: pa.Field) -> None:
-    kind = _plain_type(field.type)
+    kind = plain_type(field.type)
     textual = pa.types.is_string(kind) or pa.types.is_binary(kind)
     if not textual and (role == "url" or pa.types.is_nested(kind)):
         raise SourceError(f"column {field.name!r} of {file.path} (source.{role}) is {field.type}; text was expected")
-
-
-def _plain_type(type: pa.DataType) -> pa.DataType:
-    """The type a column has in the dataset: no dictionaries, views, large or half types, which not all readers know."""
-    if pa.types.is_dictionary(type):
-        return _plain_type(type.value_type)
-    if isinstance(type, pa.BaseExtensionType):
-        return _plain_type(type.storage_type)
-    if pa.types.is_large_string(type) or pa.types.is_string_view(type) or pa.types.is_null(type):
-        return pa.string()
-    if pa.types.is_large_binary(type) or pa.types.is_binary_view(type):
-        return pa.binary()
-    return pa.float32() if pa.types.is_float16(type) else type
-
-
-def _plain_column(column: pa.Array, type: pa.DataType) -> pa.Array:
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not pa.types.is_string(type):
-        return column.cast(type)
-    if not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
-        plain = _plain_type(column.type)
-        column = column.cast(plain if pa.types.is_binary(plain) else type)
-    try:
-        # Parquet readers do not look whether strings are UTF-8.
-        text = column if pa.types.is_string(column.type) else column.cast(pa.string())
-        text.validate(full=True)
-        return text
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.binary()).to_pylist()
-        return pa.array([None if r is None else r.decode("utf-8", "replace") for r in raw], pa.string())

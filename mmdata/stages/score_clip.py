@@ -6,15 +6,16 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mmdata.batch import Batch
-from mmdata.models.clip import ClipModel, Precision, bring_weights, image_size, weights_of
+from mmdata.models.clip import ClipModel, Precision, bring_weights, embedding_size, image_size, weights_of
 from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, parse_schema
 
 __all__ = ["ScoreClip", "ScoreClipOptions"]
 
 _ROWS = 32
+_NO_VECTORS = np.empty((0, 1), np.float32)
 _TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 
 
@@ -36,6 +37,14 @@ class ScoreClipOptions(Options):
     image_size: int | None = Field(
         None, gt=0, description="side of the square in px, where the weights want another than the architecture says"
     )
+    embeddings: tuple[Literal["image", "text"], ...] = Field(
+        (), description="which embeddings to keep: image, text, or both; a row costs 2 bytes for each of their numbers"
+    )
+
+    @field_validator("embeddings")
+    @classmethod
+    def _in_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))  # written in another order it is the same question
 
 
 class ScoreClip(Stage[ScoreClipOptions]):
@@ -45,6 +54,11 @@ class ScoreClip(Stage[ScoreClipOptions]):
     context (77 tokens). Writes `clip_score`, float32 in [-1, 1]: the raw cosine, for related pairs mostly 0.2 to 0.4.
     Compare scores of one checkpoint only. NULL without a reason: the caption is NULL. NULL with a reason: the picture
     is missing or does not decode.
+
+    With `embeddings`, also `clip_image_embedding` or `clip_text_embedding`: fixed-size list of float16 of the model's
+    width, of length 1 before they were rounded to 16 bits; NULL as the score is, but that a picture without a caption
+    has its own. They stand in this step's set (`columns."<set>"`), not in `samples`, and are exported where
+    `export.columns` names them. Asking for them computes the step anew, and gives the same scores.
 
     A tag is downloaded before the first row; the fingerprint of its file is part of the column's identity. Pictures
     are prepared as the checkpoint wants it, or the run stops before the first row and says which options to set.
@@ -56,12 +70,16 @@ class ScoreClip(Stage[ScoreClipOptions]):
     name = "score_clip"
     version = 1
     label = "clip"
+    additions = ("embeddings",)
 
     @classmethod
     def contract(cls, options: ScoreClipOptions) -> Contract:
         """Size and weights as the options say; RecipeError for a model or a file that is not there."""
+        # Without open_clip the width is not known; the plan then stops for the missing package.
+        vector = pa.list_(pa.float16(), embedding_size(options.model) or 1) if options.embeddings else None
+        embeddings = [pa.field(f"clip_{kind}_embedding", vector) for kind in options.embeddings]
         return Contract(
-            writes=parse_schema("clip_score: float32"),
+            writes=pa.schema([*parse_schema("clip_score: float32"), *embeddings]),
             reads=("image", options.column),
             pixels=(_pixels(options),),
             batch_shape=_ROWS,
@@ -84,20 +102,28 @@ class ScoreClip(Stage[ScoreClipOptions]):
         self._model = ClipModel(options.model, options.pretrained, self._pixels, options.precision, device, rows)
         assert self._pixels.size is not None
         self._model.warm_up(self._pixels.size)
+        self._vector = pa.list_(pa.float16(), embedding_size(options.model) or 1)
 
     def compute(self, batch: Batch) -> Columns:
-        """One cosine per row that has a caption."""
+        """One cosine per row that has a caption, and the embeddings asked for."""
         captions = batch[self.options.column]
-        rows = [i for i, text in enumerate(captions) if text is not None]
-        cells: list[float | None] = [None] * len(captions)
-        if rows:
-            images = self._model.images(batch.pixels(self._pixels)[rows])
-            texts = self._model.texts([captions[i] for i in rows])
+        rows = np.array([i for i, text in enumerate(captions) if text is not None], np.int64)
+        pictured = np.arange(len(captions)) if "image" in self.options.embeddings else rows
+        scores, mask = np.zeros(len(captions)), np.ones(len(captions), bool)
+        mask[rows] = False
+        images = self._model.images(batch.pixels(self._pixels)[pictured]) if len(pictured) else _NO_VECTORS
+        texts = self._model.texts([captions[i] for i in rows]) if len(rows) else _NO_VECTORS
+        if len(rows):
+            own = images[rows] if "image" in self.options.embeddings else images
             # In float64 and clipped, for rounding may carry the cosine of equal vectors above 1.
-            scores = np.clip((images.astype(np.float64) * texts).sum(axis=1), -1, 1)
-            for row, score in zip(rows, scores.tolist(), strict=True):
-                cells[row] = score
-        return {"clip_score": pa.array(cells, pa.float32())}
+            scores[rows] = np.clip((own.astype(np.float64) * texts).sum(axis=1), -1, 1)
+        columns = {"clip_score": pa.array(scores, pa.float32(), mask=mask)}
+        if "image" in self.options.embeddings:
+            columns["clip_image_embedding"] = pa.array(list(images.astype(np.float16)), self._vector)
+        if "text" in self.options.embeddings:
+            there = dict(zip(rows.tolist(), texts.astype(np.float16), strict=True))
+            columns["clip_text_embedding"] = pa.array([there.get(i) for i in range(len(captions))], self._vector)
+        return columns
 
 
 def _pixels(options: ScoreClipOptions) -> Pixels:

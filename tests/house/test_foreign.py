@@ -22,6 +22,8 @@ FORBIDDEN = {
     "yaml.unsafe_load": "makes any object",
     "yaml.full_load": "makes objects",
 }
+# What runs text because that is what it is for.
+RUNNERS = {"mmdata.operator_files": {"exec", "compile"}}  # the files of operators that the user's recipe names
 # Modules that may start a process; a command is a list, never a line for a shell.
 STARTERS = {"mmdata.doctor": "asks nvidia-smi for the GPU's name"}
 
@@ -39,7 +41,7 @@ def test_nothing_runs_what_it_was_given(name: str) -> None:
     for call in _calls(name):
         function, keywords = ast.unparse(call.func), _keywords(call)
         where = f"{name}:{call.lineno}: {function}"
-        assert function not in FORBIDDEN, f"{where} {FORBIDDEN[function]}"
+        assert function not in FORBIDDEN or function in RUNNERS.get(name, ()), f"{where} {FORBIDDEN.get(function)}"
         assert keywords.get("shell", "False") == "False", f"{where}: a shell"
         assert "trust_remote_code" not in keywords, f"{where}: code from a hub"
         assert keywords.get("allow_pickle", "False") == "False", f"{where}: numpy unpickles"
@@ -57,9 +59,9 @@ def test_only_these_start_processes() -> None:
 def test_our_yaml_loader_is_a_safe_one() -> None:
     import yaml
 
-    from mmdata import recipe
+    from mmdata import recipe_yaml
 
-    assert issubclass(recipe._UniqueKeyLoader, yaml.SafeLoader)
+    assert issubclass(recipe_yaml._UniqueKeyLoader, yaml.SafeLoader)
 
 
 def test_an_error_of_any_kind_is_raised_on_or_its_catcher_says_why() -> None:

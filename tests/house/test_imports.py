@@ -19,13 +19,18 @@ LADDER = """
 cli
 catalogue outlook sample answers demo demo.server doctor
 dataset
-driver ray_pool repeats pool resolve export card shards
-work group_work clean query preflight run_record
-ingest ledger survivors isolate
-plan layout publish funnel progress ingest_journal
+driver intake ray_pool repeats pool resolve export card
+work column_buffer group_work attach_work clean query preflight run_record
+media_reader
+adopt media_cells media_ranges
+ingest ledger survivors isolate generations
+plan planned layout publish funnel progress ingest_journal export_shards export_rows export_plan export_order mixing exporters.*
 store column_files scratch lease local_disk
+recipe_schema
 recipe filters filters_allowed
+operator_files recipe_yaml
 registry weights
+joins.*
 stages.* groups.* sources.*
 models.*
 batch

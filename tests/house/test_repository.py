@@ -6,6 +6,7 @@ import re
 import subprocess
 import tomllib
 
+import pytest
 from house import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,9 +24,13 @@ def _project() -> dict:  # type: ignore[type-arg]
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def _locked() -> dict[str, str]:
+# The lock → the extras and the dependency group that it is compiled from.
+LOCKS = {"requirements.lock": (["all"], "dev"), "requirements-peers.lock": (["mds"], "peers")}
+
+
+def _locked(lock: str) -> dict[str, str]:
     """Package → its entry in the lock, hashes included; a package with several versions has several entries joined."""
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / lock).read_text(encoding="utf-8")
     entries: dict[str, str] = {}
     for entry in re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE):
         if entry.strip() and not entry.startswith("#"):
@@ -34,28 +39,34 @@ def _locked() -> dict[str, str]:
     return entries
 
 
-def test_every_locked_package_has_an_exact_version_and_hashes() -> None:
-    locked = _locked()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_an_exact_version_and_hashes(lock: str) -> None:
+    locked = _locked(lock)
     assert len(locked) > 80
     for name, entry in locked.items():
         assert re.match(r"[\w.\[\]-]+==\S+", entry), name
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
 
 
-def test_the_lock_names_no_index() -> None:
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_names_no_index(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith("-")] == []
     assert "://" not in text
 
 
-def test_the_lock_holds_what_the_project_asks_for() -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_holds_what_the_project_asks_for(lock: str) -> None:
+    extras, group = LOCKS[lock]
     project = _project()
-    asked = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    for extra in project["project"]["optional-dependencies"].values():
-        asked += extra
-    locked = _locked()
+    asked = [*project["project"]["dependencies"], *project["dependency-groups"][group]]
+    for extra in extras:
+        asked += project["project"]["optional-dependencies"][extra]
+    locked = _locked(lock)
     for requirement in map(Requirement, asked):
-        if requirement.name == "mmdata":
+        if requirement.name == "mmdata":  # an extra that stands for others
+            for extra in requirement.extras:
+                asked += project["project"]["optional-dependencies"][extra]
             continue
         entry = locked[canonicalize_name(requirement.name)]
         versions = re.findall(r"^[^\s=]+==([^\s;\\]+)", entry, flags=re.MULTILINE)
@@ -64,7 +75,8 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
 
 def test_doctor_knows_the_extras_and_their_packages() -> None:
     extras = _project()["project"]["optional-dependencies"]
-    assert extras.pop("all") == [f"mmdata[{','.join(EXTRAS)}]"]
+    # `all` is what can be installed together.
+    assert extras.pop("all") == [f"mmdata[{','.join(e for e in EXTRAS if e != 'mds')}]"]
     asked = {name: {canonicalize_name(Requirement(r).name) for r in wanted} for name, wanted in extras.items()}
     assert {name: set(extra.packages) for name, extra in EXTRAS.items()} == asked
 

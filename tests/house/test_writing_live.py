@@ -39,7 +39,7 @@ sys.addaudithook(note)
 import mmdata
 mmdata.run(recipe, runner="inline", quiet=True)
 from mmdata.clean import clean
-clean(mmdata.open(recipe["dataset"]).store)
+clean(mmdata.open(recipe["dataset"]).store, grace_s=0)
 print(json.dumps(notes))
 """
 

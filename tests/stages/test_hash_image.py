@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import imagehash
@@ -12,12 +13,11 @@ import stamps
 from batches import make_batch, noise
 from PIL import Image
 
-from mmdata.stage import NoOptions
-from mmdata.stages.hash_image import HashImage
+from mmdata.stages.hash_image import HashImage, HashImageOptions
 
 
 def hashes(pictures: list[np.ndarray | bytes]) -> np.ndarray:
-    return np.asarray(HashImage(NoOptions()).compute(make_batch(pictures))["phash"])
+    return np.asarray(HashImage(HashImageOptions()).compute(make_batch(pictures))["phash"])
 
 
 def reference(picture: Image.Image) -> int:
@@ -97,3 +97,43 @@ def test_copies_stay_near_and_strangers_far(change: str):
     between = np.bitwise_count(found[:3, None] ^ found[None, 3:])
     assert np.diag(between).max() <= 4
     assert between[~np.eye(3, dtype=bool)].min() >= 16
+
+
+def exact(pictures: list[np.ndarray | bytes]) -> list[str]:
+    columns = HashImage(HashImageOptions(exact=True)).compute(make_batch(pictures))
+    assert columns["phash"].tolist() == hashes(pictures).tolist()
+    return columns["pixel_sha256"].to_pylist()
+
+
+def stored(picture: np.ndarray, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_exact_is_the_sha256_of_size_and_pixels():
+    # 2 wide, 1 high; red, then (1, 2, 3): width and height as little-endian uint32, six bytes of colour
+    picture = np.array([[[255, 0, 0], [1, 2, 3]]], np.uint8)
+    text = bytes([2, 0, 0, 0, 1, 0, 0, 0, 255, 0, 0, 1, 2, 3])
+    assert exact([picture]) == [hashlib.sha256(text).hexdigest()]
+
+
+def test_exact_is_equal_for_what_was_stored_anew_without_loss_and_only_for_that():
+    picture = noise(37, 21, 4)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    same = [
+        stored(picture, "PNG"),
+        stored(picture, "PNG", compress_level=0),
+        stored(picture, "WEBP", lossless=True, exact=True),
+        stored(picture, "BMP"),
+        stored(np.rot90(picture), "PNG", exif=turned.tobytes()),
+    ]
+    assert len(set(same)) == 5
+    assert len(set(exact(same))) == 1
+    off_by_one = picture.copy()
+    off_by_one[3, 4, 1] ^= 1
+    others = [picture, off_by_one, picture[:, ::-1], picture.transpose(1, 0, 2), stored(picture, "JPEG", quality=95)]
+    assert len(set(exact(others))) == 5
+    # The bytes of 37 x 21 black pixels are those of 21 x 37, the pictures are not.
+    assert len(set(exact([np.zeros((37, 21, 3), np.uint8), np.zeros((21, 37, 3), np.uint8)]))) == 2

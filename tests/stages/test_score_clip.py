@@ -209,3 +209,61 @@ def test_built_in_architecture_with_a_checkpoint_path(tmp_path: Path):
         answer = model(transform(Image.fromarray(picture))[None], tokens)
     expected = float((answer[0] * answer[1]).sum())
     assert score(stage, [picture], ["coffee"]) == [pytest.approx(expected, abs=1e-5)]
+
+
+# Embeddings
+
+
+def encoded(model_name: str, pictures: list[np.ndarray], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """open_clip's own encoders with its own normalisation, one row at a time."""
+    model, _, transform = open_clip.create_model_and_transforms(model_name)
+    tokenizer = open_clip.get_tokenizer(model_name)
+    model.eval()
+    with torch.no_grad():
+        images = [model.encode_image(transform(Image.fromarray(p))[None], normalize=True)[0] for p in pictures]
+        texts = [model.encode_text(tokenizer([c]), normalize=True)[0] for c in captions]
+    return np.stack([i.numpy() for i in images]), np.stack([t.numpy() for t in texts])
+
+
+def test_embeddings_equal_open_clips_encoders(tiny: str, pictures: list[np.ndarray]):
+    columns = opened(model=tiny, embeddings=["text", "image"]).compute(
+        make_batch(pictures, caption=pa.array(CAPTIONS, pa.string()))
+    )
+    for kind, expected in zip(("image", "text"), encoded(tiny, pictures, CAPTIONS), strict=True):
+        found = columns[f"clip_{kind}_embedding"]
+        assert found.type == pa.list_(pa.float16(), 32)
+        values = np.array(found.to_pylist(), np.float32)
+        np.testing.assert_allclose(values, expected, atol=1e-5, rtol=2**-11)  # half a step of float16
+        np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-3)
+
+
+def test_embeddings_where_the_caption_is_missing(tiny: str, pictures: list[np.ndarray]):
+    captions = ["a", None, "b"]
+    batch = make_batch(pictures[:3], caption=pa.array(captions, pa.string()))
+    both = opened(model=tiny, embeddings=["image", "text"]).compute(batch)
+    assert both["clip_score"].is_null().to_pylist() == [False, True, False]
+    assert both["clip_text_embedding"].is_null().to_pylist() == [False, True, False]
+    assert both["clip_image_embedding"].null_count == 0
+    alone = opened(model=tiny, embeddings=["image"]).compute(batch)
+    assert alone["clip_image_embedding"].equals(both["clip_image_embedding"])
+    assert sorted(alone) == ["clip_image_embedding", "clip_score"]
+    empty = opened(model=tiny, embeddings=["image", "text"]).compute(make_batch([], caption=pa.array([], pa.string())))
+    assert [len(empty[name]) for name in sorted(empty)] == [0, 0, 0]
+
+
+def test_the_scores_are_the_same_bits_with_and_without_embeddings(tiny: str, pictures: list[np.ndarray]):
+    captions = [*CAPTIONS[:2], None, *CAPTIONS[3:]]
+    batch = make_batch(pictures, caption=pa.array(captions, pa.string()))
+    plain = opened(model=tiny).compute(batch)["clip_score"]
+    assert plain.null_count == 1
+    for kinds in (["image"], ["text"], ["image", "text"]):
+        assert opened(model=tiny, embeddings=kinds).compute(batch)["clip_score"].equals(plain)
+
+
+def test_the_order_of_the_embeddings_does_not_count():
+    assert ScoreClipOptions(embeddings=["text", "image", "text"]) == ScoreClipOptions(embeddings=["image", "text"])
+    with pytest.raises(ValueError, match="embeddings"):
+        ScoreClipOptions(embeddings=["audio"])
+    fields = ScoreClip.contract(ScoreClipOptions(embeddings=["text"])).writes
+    assert [f.name for f in fields] == ["clip_score", "clip_text_embedding"]
+    assert fields.field(1).type.list_size == open_clip.get_model_config("ViT-B-32")["embed_dim"]

@@ -1,0 +1,1 @@
+"""Kept samples for training and analysis: PyTorch, Arrow, Hugging Face datasets."""

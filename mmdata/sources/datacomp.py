@@ -1,0 +1,120 @@
+"""The source `datacomp`: a pool as DataComp's download_upstream.py leaves it, adopted where it lies.
+
+In: img2dataset's shards with a column of uids, and the pool's metadata beside them. Out: the shards' rows, then the rows
+of the metadata that no shard has. SourceError: no shards, or no column of uids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from mmdata.errors import SourceError
+from mmdata.sources.adopted import Adopted, Part, missing_media, no_columns
+from mmdata.sources.img2dataset import Img2datasetSource
+from mmdata.sources.list_files import reading
+from mmdata.sources.places import Place, absolute, fingerprint_of, open_place, place_of
+
+__all__ = ["DataCompSource"]
+
+
+class DataCompSource(Img2datasetSource):
+    """A DataComp pool: img2dataset's shards with the pool's uids, and the metadata beside them.
+
+    `path` is the pool (with `shards/` and perhaps `metadata/`) or the folder of its shards. Keys and uids are kept. A
+    row of the metadata whose uid is in no shard is `missing_media`, in shards after those of the tars. The metadata's
+    scores are joined with the step `attach`.
+    """
+
+    kind: Literal["datacomp"] = "datacomp"
+    uid: str | None = Field("uid", description="column of the pool's uids")
+    metadata: str | None = Field(None, description="folder of the metadata's Parquet files; null = <path>/metadata")
+
+    def folder(self) -> str:
+        """Where the shards are."""
+        fs, root = fsspec.core.url_to_fs(absolute(self.path))
+        return f"{absolute(self.path)}/shards" if fs.isdir(f"{root}/shards") else self.path
+
+    def _metadata(self) -> list[Place]:
+        where = absolute(self.metadata or f"{absolute(self.path)}/metadata")
+        with reading(where):
+            fs, root = fsspec.core.url_to_fs(where)
+            if not fs.isdir(root):
+                if self.metadata is not None:
+                    raise SourceError(f"there is no folder {where} (source.metadata)")
+                return []
+            names = sorted(p for p in fs.find(root) if p.endswith(".parquet"))
+            return [place_of(fs, p, p.removeprefix(root).lstrip("/"), fs.info(p)) for p in names]
+
+    def fingerprint(self) -> str:
+        """As of `img2dataset`, the metadata's files too."""
+        return fingerprint_of([place for part in self.shards() for place in part.files] + self._metadata())
+
+    def parts(self, shard_rows: int) -> Iterator[Part]:
+        """The shards by number, then `shard_rows` rows at a time what the metadata has beyond them."""
+        yield from self.shards()
+        known: set[bytes] = set()
+        metadata = self._metadata()
+        if not metadata:
+            return
+        for part in self.shards():
+            if (place := part.file(".parquet")) is not None:
+                known.update(_uids(place, self.uid or "uid"))
+        held: list[pa.Table] = []
+        for place in metadata:
+            with reading(place.url), open_place(place.url) as file:
+                table = _left_over(pq.ParquetFile(file), place, self.uid or "uid", known)
+            held.append(table)
+            while sum(len(t) for t in held) >= shard_rows:
+                whole = pa.concat_tables(held)
+                yield Part(table=whole.slice(0, shard_rows).combine_chunks(), label="metadata")
+                held = [whole.slice(shard_rows)]
+        rest = pa.concat_tables(held)
+        if len(rest):
+            yield Part(table=rest.combine_chunks(), label="metadata")
+
+    def read(self, part: Part, extra: pa.Schema) -> Adopted:
+        """As of `img2dataset`; what only the metadata has is `missing_media`."""
+        if part.table is None:
+            return super().read(part, extra)
+        gone = missing_media("in the metadata, in no shard")
+        rows = [{**row, **gone} for row in part.table.to_pylist()]
+        return Adopted(rows, no_columns(extra, len(rows)))
+
+
+_METADATA = {"uid": "uid", "url": "url", "caption": "text", "sha256": "sha256"} | {
+    f"original_{side}_px": f"original_{side}" for side in ("width", "height")
+}
+
+
+def _left_over(file: pq.ParquetFile, place: Place, uid: str, known: set[bytes]) -> pa.Table:
+    """The rows of a metadata file whose uid is in no shard, under our names."""
+    if uid not in file.schema_arrow.names:
+        raise SourceError(f"{place.url} has no column {uid!r} (source.uid)")
+    theirs = {ours: uid if ours == "uid" else name for ours, name in _METADATA.items()}
+    there = {ours: name for ours, name in theirs.items() if name in file.schema_arrow.names}
+    table = file.read(columns=list(dict.fromkeys(there.values())), use_threads=False)
+    inside = [_packed(value) in known for value in table.column(uid).to_pylist()]
+    left = table.filter(pa.array([not i for i in inside], pa.bool_()))
+    types = {"original_width_px": pa.int64(), "original_height_px": pa.int64()}
+    return pa.table({ours: left.column(name).cast(types.get(ours, pa.string())) for ours, name in there.items()})
+
+
+def _uids(place: Place, uid: str) -> Iterator[bytes]:
+    with reading(place.url), open_place(place.url) as file:
+        for batch in pq.ParquetFile(file).iter_batches(65_536, columns=[uid], use_threads=False):
+            for value in batch.column(0).to_pylist():
+                yield _packed(value)
+
+
+def _packed(uid: str | None) -> bytes:
+    """A uid in as few bytes as it needs: 16 for 32 hex digits."""
+    try:
+        return bytes.fromhex(uid or "")
+    except ValueError:
+        return str(uid).encode("utf-8", "surrogatepass")

@@ -1,0 +1,297 @@
+"""One list through the real img2dataset 1.47.0 and through mmdata: what is the same, what differs, by how much.
+
+docs/peers.md tells users what is asserted here; its table of pixel differences is compared with what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import img2dataset_peer as peer
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import mmdata
+from mmdata.dataset import Dataset
+
+SHARD_ROWS = 50
+# resize mode → img2dataset's output format; our export is its webdataset layout throughout
+MODES = {"keep_ratio": "webdataset", "border": "files", "center_crop": "parquet", "no": "webdataset"}
+PEERS_PAGE = peer.ROOT / "docs" / "peers.md"
+STATS = {  # img2dataset 1.47.0, logger.py, write_stats
+    "count": int,
+    "successes": int,
+    "failed_to_download": int,
+    "failed_to_resize": int,
+    "duration": float,
+    "start_time": float,
+    "end_time": float,
+    "status_dict": dict,
+}
+
+
+@dataclass
+class Both:
+    """One list through both tools, with the same options: img2dataset's folder, our dataset and its export."""
+
+    served: peer.Served
+    theirs: Path
+    ds: Dataset
+    export: Path
+
+    @property
+    def keys(self) -> list[str]:
+        """img2dataset's key of every row of the list: 10^ceil(log10(50)) * shard + index, 5 + 2 digits."""
+        return [f"{100 * (i // SHARD_ROWS) + i % SHARD_ROWS:07d}" for i in range(len(self.served.rows))]
+
+
+def _ours(listing: Path, folder: Path, mode: str) -> Both:
+    fetch = {"allow_private": True, "shard_rows": SHARD_ROWS, "image_size": 256, "resize_mode": mode, "timeout_s": 10}
+    recipe = {
+        "name": f"golden_{mode}",
+        "dataset": str(folder / f"ours-{mode}"),
+        "source": {"kind": "urls", "path": str(listing), "caption": "caption", "columns": ["licence"]},
+        "fetch": fetch,
+        "steps": [],
+        "export": {"path": str(folder / f"export-{mode}"), "columns": ["licence"], "json_nulls": True},
+    }
+    ds = mmdata.run(recipe, runner="inline")
+    return Both(None, folder / f"theirs-{mode}", ds, folder / f"export-{mode}")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Both]]:
+    """Resize mode → both. keep_ratio has the whole list, the other modes every fourth row."""
+    folder = tmp_path_factory.mktemp("golden")
+    with peer.serve(folder / "all") as all_rows, peer.serve(folder / "some", slice(None, None, 4)) as some_rows:
+        served = {mode: all_rows if mode == "keep_ratio" else some_rows for mode in MODES}
+        options: dict[str, Any] = {"image_size": 256, "encode_quality": 95, "number_sample_per_shard": SHARD_ROWS}
+        with ThreadPoolExecutor(len(MODES)) as pool:  # most of a run of img2dataset is waiting for its logger
+            started = [
+                pool.submit(
+                    peer.img2dataset, served[m].path, folder / f"theirs-{m}", resize_mode=m, output_format=f, **options
+                )
+                for m, f in MODES.items()
+            ]
+            found = {m: _ours(served[m].path, folder, m) for m in MODES}
+            for run in started:
+                run.result()
+        for mode in MODES:
+            found[mode].served = served[mode]
+        yield found
+
+
+def _rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key → row, of all Parquet files of an img2dataset folder."""
+    return {r["key"]: r for path in sorted(folder.glob("*.parquet")) for r in pq.read_table(path).to_pylist()}
+
+
+def _members(folder: Path) -> dict[str, bytes]:
+    """Name → bytes of every member of every tar, or of every file where there are no tars, or of the Parquet's cells."""
+    found = {p.name: p.read_bytes() for p in folder.glob("*/*.*") if p.parent.name.isdigit()}
+    if not found and not list(folder.glob("*.tar")):
+        found = {f"{k}.jpg": r["jpg"] for k, r in _rows(folder).items() if r["jpg"] is not None}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                assert member.name not in found
+                found[member.name] = file.read()
+    return found
+
+
+def test_every_row_has_the_status_that_both_tools_document(runs: dict[str, Both]) -> None:
+    """The list has ≥ 100 rows; img2dataset's three statuses against ours, row by row, with one key on both sides."""
+    both = runs["keep_ratio"]
+    assert len(both.served.rows) >= 100
+    theirs = _rows(both.theirs)
+    ours = {k: (s, u, c) for k, s, u, c in both.ds.sql("SELECT key, status, url, caption FROM rows").fetchall()}
+    assert list(ours) == sorted(theirs) == both.keys
+    for key, entry in zip(both.keys, both.served.rows, strict=True):
+        found = (theirs[key]["status"], ours[key][0])
+        assert found == (entry.theirs, entry.ours), (entry.group, entry.path, theirs[key]["error_message"])
+        assert (theirs[key]["url"], theirs[key]["caption"]) == ours[key][1:]
+    failed = {e.group for e in both.served.rows if e.theirs != "success"}
+    assert {"missing", "broken server", "reset", "not media", "cut"} <= failed
+
+
+def test_the_parquet_has_the_same_columns_types_and_values(runs: dict[str, Both]) -> None:
+    """Ours holds kept samples only and has `uid` too; the order of columns and the form of `exif` differ, no more."""
+    both = runs["keep_ratio"]
+    theirs = pq.read_schema(both.theirs / "00000.parquet")
+    ours = pq.read_schema(both.export / "00000.parquet")
+    assert {f.name: f.type for f in theirs}.items() <= {f.name: f.type for f in ours}.items()
+    assert set(ours.names) == set(theirs.names)
+    assert ours.field("width").type == pa.int32()
+    successes = {k: r for k, r in _rows(both.theirs).items() if r["status"] == "success"}
+    exported = _rows(both.export)
+    assert list(exported) == sorted(successes)
+    turned = _keys_of(both, lambda e: not e.like_ours)
+    sides = {"width", "height", "original_width", "original_height"}
+    for key, row in successes.items():
+        same = set(row) - {"exif"} - (sides if key in turned else set())
+        assert {n: row[n] for n in same} == {n: exported[key][n] for n in same}
+    assert {exported[k]["exif"] for k in exported.keys() - turned} == {None}
+    assert {successes[k]["exif"] for k in exported.keys() - turned} == {"{}"}
+    for key in turned:
+        assert json.loads(successes[key]["exif"])["Image Make"] == "a maker"
+        assert json.loads(exported[key]["exif"])["Make"] == "a maker"
+
+
+def _keys_of(both: Both, which: Any) -> set[str]:
+    return {k for k, e in zip(both.keys, both.served.rows, strict=True) if which(e) and e.theirs == "success"}
+
+
+def test_the_tars_have_the_same_members(runs: dict[str, Both]) -> None:
+    for mode in ("keep_ratio", "border", "no"):
+        theirs, ours = _members(runs[mode].theirs), _members(runs[mode].export)
+        assert set(theirs) == set(ours)
+        for name in [n for n in theirs if n.endswith(".txt")]:
+            assert theirs[name] == ours[name]
+        for name in [n for n in theirs if n.endswith(".json")]:
+            left, right = json.loads(theirs[name]), json.loads(ours[name])
+            assert set(left) == set(right)
+            known = {"key", "url", "caption", "licence", "status", "error_message", "sha256"}
+            assert {n: left[n] for n in known} == {n: right[n] for n in known}
+
+
+def test_the_statistics_have_the_same_fields(runs: dict[str, Both]) -> None:
+    both = runs["keep_ratio"]
+    theirs = [json.loads(p.read_text()) for p in sorted(both.theirs.glob("*_stats.json"))]
+    ours = [json.loads(p.read_text()) for p in sorted(both.export.glob("*_stats.json"))]
+    for stats in [*theirs, *ours]:
+        assert {name: type(value) for name, value in stats.items()} == STATS
+    assert sum(s["successes"] for s in ours) == sum(s["successes"] for s in theirs)
+    assert sum(s["count"] for s in theirs) == both.ds.sql("SELECT count(*) FROM rows").fetchall()[0][0]
+    statuses = dict(both.ds.sql("SELECT status, count(*) FROM rows GROUP BY ALL").fetchall())
+    to_resize = sum(n for status, n in statuses.items() if status in ("not_media", "decode"))
+    assert sum(s["failed_to_resize"] for s in theirs) == to_resize
+    assert sum(s["failed_to_download"] for s in theirs) == sum(statuses.values()) - statuses["ok"] - to_resize
+
+
+def _differences(both: Both) -> list[float]:
+    """Mean absolute difference, in levels of 255, of each picture that both tools mean to store alike."""
+    theirs, ours = _members(both.theirs), _members(both.export)
+    turned = _keys_of(both, lambda e: not e.like_ours)
+    found = []
+    for name in sorted(n for n in theirs if n.endswith(".jpg") and n.partition(".")[0] not in turned):
+        left, right = peer.pixels(theirs[name]), peer.pixels(ours[name])
+        assert left.shape == right.shape, name
+        found.append(float(np.abs(left.astype(np.int16) - right).mean()))
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_differ_by_what_the_page_says(mode: str, runs: dict[str, Both]) -> None:
+    """The mean over pictures; the page's figures are this test's own, so a change of either is noticed."""
+    found = _differences(runs[mode])
+    assert len(found) >= (80 if mode == "keep_ratio" else 19)
+    mean, worst = float(np.mean(found)), max(found)
+    print(f"{mode}: {len(found)} pictures, mean absolute difference {mean:.4f}, worst picture {worst:.4f}")
+    row = re.search(rf"^\| `{mode}` \| ([\d.]+) \| ([\d.]+) \|$", PEERS_PAGE.read_text(encoding="utf-8"), re.M)
+    assert row is not None
+    assert mean == pytest.approx(float(row[1]), abs=0.005)
+    assert worst == pytest.approx(float(row[2]), abs=0.005)
+    assert worst < 0.01  # the stated bound
+
+
+def test_pictures_in_colour_are_the_same_bytes(runs: dict[str, Both]) -> None:
+    """Grey pictures apart, which img2dataset stores with one channel: same pixels, other bytes."""
+    both = runs["keep_ratio"]
+    theirs, ours = _members(both.theirs), _members(both.export)
+    colour = _keys_of(both, lambda e: e.like_ours and e.group != "grey")
+    assert len(colour) >= 78
+    assert all(theirs[f"{k}.jpg"] == ours[f"{k}.jpg"] for k in colour)
+
+
+@pytest.fixture(scope="module")
+def adopt(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Adopts a folder by kind, with two stages run over its pictures."""
+    scratch = tmp_path_factory.mktemp("adopted")
+
+    def adopted(kind: str, folder: Path, **options: Any) -> Dataset:
+        name = f"{folder.name}_{kind}".replace("-", "_")
+        source = {"kind": kind, "path": str(folder), "columns": ["licence"], **options}
+        steps = ["probe_image", "hash_image"]
+        recipe = {"name": name, "dataset": str(scratch / name), "source": source, "steps": steps}
+        return mmdata.run(recipe, runner="inline")
+
+    return adopted
+
+
+FACTS = (
+    "url, caption, licence, sha256, width_px, height_px, original_width_px, original_height_px, image_size, image_ext"
+)
+SEEN = "aspect_ratio, phash"  # what the two stages made of the picture
+
+
+def _adopted(ds: Dataset, columns: str = f"{FACTS}, {SEEN}") -> dict[str, tuple[Any, ...]]:
+    found = ds.sql(f"SELECT key, {columns} FROM samples").fetchall()
+    assert len({row[0] for row in found}) == len(found)
+    return {row[0]: row[1:] for row in found}
+
+
+def _bytes(ds: Dataset) -> dict[str, bytes]:
+    rows = ds.sql("SELECT key, image_path, image_offset, image_size FROM rows WHERE status = 'ok'").fetchall()
+    return {f"{key}.jpg": ds.read_media(path, offset, size) for key, path, offset, size in rows}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_both_folders_adopted_give_the_same_rows(mode: str, runs: dict[str, Both], adopt: Any) -> None:
+    """All of img2dataset's formats. Its failures come along, with our statuses; an export has none."""
+    both = runs[mode]
+    theirs, ours = adopt("img2dataset", both.theirs), adopt("img2dataset", both.export)
+    statuses = {k: v[0] for k, v in _adopted(theirs, "status").items()}
+    expected = [e.adopted or e.ours for e in both.served.rows]
+    assert statuses == dict(zip(both.keys, expected, strict=True))
+    messages = {k: r["error_message"] for k, r in _rows(both.theirs).items()}
+    details = {k: v[0] for k, v in _adopted(theirs, "status_detail").items()}
+    for key, message in messages.items():
+        assert (details[key] or "") == " ".join((message or "").split()), key
+    left, right = _adopted(theirs), _adopted(ours)
+    assert set(right) == {k for k, s in statuses.items() if s == "ok"}
+    differ = _keys_of(both, lambda e: not e.like_ours or e.group == "grey")
+    assert {k: left[k] for k in right.keys() - differ} == {k: right[k] for k in right.keys() - differ}
+    for ds, folder in ((theirs, both.theirs), (ours, both.export)):
+        assert _bytes(ds) == {n: d for n, d in _members(folder).items() if n.endswith(".jpg")}
+
+
+def test_both_folders_adopted_as_plain_webdatasets(runs: dict[str, Both], adopt: Any) -> None:
+    """Without the Parquet there is what the tar holds: the successes, their captions ('' for none) and .json."""
+    both = runs["keep_ratio"]
+    theirs, ours = adopt("webdataset", both.theirs), adopt("webdataset", both.export)
+    columns = f"url, caption, licence, width_px, height_px, {SEEN}"
+    left, right = _adopted(theirs, columns), _adopted(ours, columns)
+    successes = {k: r for k, r in _rows(both.theirs).items() if r["status"] == "success"}
+    assert set(left) == set(right) == set(successes)
+    same = left.keys() - _keys_of(both, lambda e: not e.like_ours)
+    assert {k: left[k] for k in same} == {k: right[k] for k in same}
+    for key, row in successes.items():
+        assert left[key][:3] == (row["url"], row["caption"] or "", row["licence"])
+    by_parquet = _adopted(adopt("img2dataset", both.theirs, columns=[]), SEEN)
+    assert {k: v[-2:] for k, v in left.items()} == {k: by_parquet[k] for k in left}
+
+
+def test_what_img2dataset_stores_sideways_we_store_upright(runs: dict[str, Both]) -> None:
+    """EXIF orientation 3, 6 and 8: turned back, its pictures are ours but for the rounding of another raster."""
+    both = runs["keep_ratio"]
+    theirs, ours, rows = _members(both.theirs), _members(both.export), _rows(both.theirs)
+    turned = {k: e for k, e in zip(both.keys, both.served.rows, strict=True) if e.group == "turned"}
+    quarter_turns = {"/turned/3.jpg": 2, "/turned/6.jpg": 3, "/turned/8.jpg": 1}  # counter-clockwise
+    assert len(turned) == 3
+    for key, entry in turned.items():
+        left = np.rot90(peer.pixels(theirs[f"{key}.jpg"]), quarter_turns[str(entry.path)])
+        right = peer.pixels(ours[f"{key}.jpg"])
+        assert left.shape == right.shape
+        assert float(np.abs(left.astype(np.int16) - right).mean()) < 1.5
+        assert (rows[key]["original_width"], rows[key]["original_height"]) == (400, 300)
