@@ -8,12 +8,14 @@ and with StoreError for the folder; a bad row never raises.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from mmdata.columns import ROWS_PER_SHARD_BITS, base_schema, row_id
+from mmdata.block_lists import BlockLists
+from mmdata.columns import MEDIA_ROLES, ROWS_PER_SHARD_BITS, base_schema, media_reference, row_id
 from mmdata.errors import SourceError
 from mmdata.ingest import IngestCounts, counts_of, key_of, uid_of
 from mmdata.sources.adopted import Adopted, AdoptingSource, Part
@@ -31,16 +33,21 @@ def adopt_shard(
     extra: pa.Schema,
     shard_rows: int,
     tick: Callable[[int], None] | None = None,
+    blocks: BlockLists | None = None,
 ) -> IngestCounts:
     """Commit the base rows of one part, unless they are there; returns what became of them.
 
     `own` are the source's extra columns, `extra` those of the whole dataset. `tick` is told how many rows were read.
+    A row that is known to be on one of `blocks` has no media reference.
     """
     started = time.perf_counter()
     rows_name = f"rows/{shard_name(shard)}.g0.parquet"
     if store.exists(rows_name):
         return counts_of(store.read_table(rows_name), started)
-    rows = adopted_rows(shard, source.read(part, own), source.kind, extra, shard_rows, part.label)
+    found = source.read(part, own)
+    if blocks is not None:
+        found = replace(found, rows=[_unless_blocked(row, blocks) for row in found.rows])
+    rows = adopted_rows(shard, found, source.kind, extra, shard_rows, part.label)
     if tick is not None:
         tick(len(rows))
     with store.scratch() as folder:
@@ -48,6 +55,15 @@ def adopt_shard(
         if not store.commit(rows_name, folder / "rows.parquet"):
             rows = store.read_table(rows_name)
     return counts_of(rows, started)
+
+
+def _unless_blocked(row: Mapping[str, Any], blocks: BlockLists) -> dict[str, Any]:
+    """The row, or what is left of it when its URL or its bytes are on a list."""
+    words = blocks.url(row.get("url")) or blocks.url(row.get("final_url")) or blocks.body(row.get("sha256"))
+    if words is None:
+        return dict(row)
+    gone = {c.name for role in MEDIA_ROLES for c in media_reference(role)} | {"exif"}
+    return {**{k: v for k, v in row.items() if k not in gone}, "status": "blocked", "status_detail": words}
 
 
 def adopted_rows(shard: int, found: Adopted, kind: str, extra: pa.Schema, shard_rows: int, label: str = "") -> pa.Table:

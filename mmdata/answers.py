@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import duckdb
 import pyarrow as pa
-from pydantic import ValidationError
 
 from mmdata.errors import RecipeError, SourceError
 from mmdata.layout import json_value
@@ -18,7 +17,15 @@ if TYPE_CHECKING:
 
     from mmdata.dataset import Dataset, Story
 
-__all__ = ["export_dataset", "render_story", "write_answer"]
+__all__ = [
+    "export_dataset",
+    "render_cleaned",
+    "render_selections",
+    "render_story",
+    "require_format",
+    "write_answer",
+    "write_relation",
+]
 
 _TABLE_ROWS = 100
 _CELL = 60
@@ -31,14 +38,28 @@ def write_answer(dataset: Dataset, query: str, kind: str, out: TextIO) -> None:
     `table` shows at most 100 rows, cells cut at 60 characters, a block of lines a row where a line would be too long;
     csv, json (one object a line) and parquet are whole.
     """
-    if kind not in ("table", "csv", "json", "parquet"):
-        raise RecipeError(f"--format {kind}: expected table, csv, json or parquet")
-    if kind == "parquet" and out.isatty():
-        raise RecipeError("--format parquet is binary: redirect it into a file, such as > answer.parquet")
+    require_format(kind, out)
     try:
         relation = dataset.sql(query)
         if relation is None:
             raise SourceError("the query returns nothing to show; ask with SELECT")
+        write_relation(relation, kind, out)
+    except duckdb.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise SourceError(f"the query does not run: {' '.join(lines[:2])}") from None
+
+
+def require_format(kind: str, out: TextIO) -> None:
+    """RecipeError unless answers can be written to `out` in this format."""
+    if kind not in ("table", "csv", "json", "parquet"):
+        raise RecipeError(f"--format {kind}: expected table, csv, json or parquet")
+    if kind == "parquet" and out.isatty():
+        raise RecipeError("--format parquet is binary: redirect it into a file, such as > answer.parquet")
+
+
+def write_relation(relation: duckdb.DuckDBPyRelation, kind: str, out: TextIO) -> None:
+    """Write a relation to `out` as `write_answer` does; SourceError where the format cannot hold it."""
+    try:
         reader = relation.to_arrow_reader(100_000)
         if kind == "table":
             _write_table(reader, out)
@@ -46,9 +67,6 @@ def write_answer(dataset: Dataset, query: str, kind: str, out: TextIO) -> None:
             _write_batches(reader, kind, out)
     except pa.ArrowException as error:
         raise SourceError(f"{kind} cannot hold this answer ({error}); CAST that column to VARCHAR") from None
-    except duckdb.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise SourceError(f"the query does not run: {' '.join(lines[:2])}") from None
 
 
 def _write_batches(reader: pa.RecordBatchReader, kind: str, out: TextIO) -> None:
@@ -146,7 +164,7 @@ def _cell(value: Any) -> str:
 
 
 def render_story(story: Story, console: Console) -> None:
-    """A row's verdict, where it came from, and each step with its values, as plain lines."""
+    """A row's verdict, where it came from, and each step with its values, as plain lines; then rows of the same key."""
     from rich.text import Text
 
     row = story.row
@@ -163,19 +181,39 @@ def render_story(story: Story, console: Console) -> None:
             console.print(Text(f"      {step.sql}"))
         for name, value in step.values.items():
             console.print(Text(f"      {name} = {_cell(value)}"))
+    for other in story.others:
+        console.print(Text("and another row with this key:"))
+        render_story(other, console)
+
+
+def render_selections(dataset: Dataset, console: Console) -> None:
+    """The selections of the dataset, a line each: rows in, kept, when finished; the one shown is marked."""
+    from rich.text import Text
+
+    selections, latest = dataset.selections(), dataset.latest()
+    widest = max((len(name) for name in selections), default=0)
+    shown = dataset.current.name if dataset.current is not None else None
+    console.print(Text("selections:", style="bold"))
+    for name, current in selections.items():
+        share = f"{100 * current.kept / current.rows_in:.1f} %" if current.rows_in else "-"
+        marks = ", ".join(w for w, is_so in (("shown", name == shown), ("latest", name == latest)) if is_so)
+        line = f"  {name:<{widest}}  {current.rows_in:,} rows, {current.kept:,} kept ({share}), {current.finished}"
+        console.print(Text(line + (f"  [{marks}]" if marks else "")))
+
+
+def render_cleaned(removed: list[tuple[str, int]], dry_run: bool) -> str:
+    """What `mmdata clean` removed, file by file, then files and bytes of each kind."""
+    from mmdata.clean import by_kind
+
+    lines = [f"{name}  {size:,} bytes" for name, size in removed]
+    verb = "would free" if dry_run else "freed"
+    lines += [f"{kind}: {files:,} files, {size:,} bytes" for kind, (files, size) in by_kind(removed).items()]
+    return "\n".join([*lines, f"{len(removed)} files, {verb} {sum(size for _, size in removed):,} bytes"])
 
 
 def export_dataset(dataset: Dataset, given: dict[str, Any]) -> str:
     """Export with options as the command line gives them; returns a line on what was written."""
-    from mmdata.export import export
-    from mmdata.recipe import describe_errors
-    from mmdata.settings import ExportOptions
-
-    try:
-        options = ExportOptions.model_validate(given)
-    except ValidationError as error:
-        raise RecipeError(describe_errors("export", error, ExportOptions)) from None
-    recipe = dataset.current.recipe if dataset.current is not None else None
-    done = export(dataset, options, recipe)
+    done = dataset.export(**given)
     verb = "wrote" if done.written else "already there:"
-    return f"{verb} {done.rows:,} samples in {done.shards} shards, {done.data_bytes:,} bytes, at {done.path}"
+    pushed = f", and at {done.pushed}" if done.pushed else ""
+    return f"{verb} {done.rows:,} samples in {done.shards} shards, {done.data_bytes:,} bytes, at {done.path}{pushed}"

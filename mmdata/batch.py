@@ -22,6 +22,8 @@ __all__ = ["Batch", "DecodedCache", "pad_rows"]
 
 # (path, offset, size) → the bytes of one media reference
 ReadMedia = Callable[[str, int, int], bytes]
+# references that will be read next
+ExpectMedia = Callable[[Sequence[tuple[str, int, int]]], None]
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB, upright, alpha on white, read-only
 
 
@@ -31,11 +33,14 @@ class DecodedCache:
     `reads` counts media reads, `decodes` full decodes.
     """
 
-    def __init__(self, table: pa.Table, read: ReadMedia, threads: int = 1) -> None:
+    def __init__(
+        self, table: pa.Table, read: ReadMedia, threads: int = 1, expect: ExpectMedia | None = None
+    ) -> None:
         self._references: dict[str, list[Any]] = {
             name: table.column(name).to_pylist() for name in table.column_names if name.startswith("image_")
         }
         self._read = read
+        self._expect = expect
         self._threads = threads
         self._bytes: dict[int, bytes] = {}
         self._pictures: dict[int, Picture | Exception] = {}
@@ -47,6 +52,22 @@ class DecodedCache:
         """Whether the row refers to an image at all."""
         paths = self._references.get("image_path")
         return paths is not None and paths[row] is not None
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Tell the reader which rows' media is wanted next, so that it can fetch what lies together at once."""
+        refs = self._references
+        if self._expect is not None:
+            wanted = [r for r in rows if r not in self._bytes and self.has_media(r)]
+            names = ("image_path", "image_offset", "image_size")
+            self._expect([(refs[names[0]][r], refs[names[1]][r], refs[names[2]][r]) for r in wanted])
+
+    def unreadable(self, row: int) -> Exception | None:
+        """What reading the row's media raises, or None."""
+        try:
+            self.data(row)
+        except Exception as error:  # noqa: BLE001  foreign filesystems raise anything; here it becomes a value
+            return error
+        return None
 
     def data(self, row: int) -> bytes:
         """The stored bytes of the row's image."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmdata.diff_command import diff_command
 from mmdata.errors import MmdataError, RecipeError
+from mmdata.export_command import export_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +36,9 @@ Set = Annotated[
 Runner = Annotated[str, typer.Option(help="ray, or inline: this process only")]
 Workers = Annotated[int | None, typer.Option(min=1, help="CPUs to use; default: all of this machine or cluster")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
+Selection = Annotated[
+    str | None, typer.Option("--selection", metavar="NAME", help="as this recipe left it; default: the latest run's")
+]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
 
 
@@ -146,22 +151,27 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
 def show(
     dataset: Dataset,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the funnel into this SVG file instead")] = None,
+    selection: Selection = None,
 ) -> None:
     """The funnel: what became of every row.
 
-    Rows in, kept, dropped by reason, failed by reason, and seconds per step.
+    Rows in, kept, dropped by reason, failed by reason, and seconds per step; then the selections of the dataset.
 
     \b
     Examples:
       mmdata show data/pets
+      mmdata show data/pets --selection strict
       mmdata show data/pets --svg funnel.svg
     """  # noqa: D301  see run
     from mmdata import funnel
+    from mmdata.answers import render_selections
     from mmdata.dataset import open as open_dataset
 
-    found = open_dataset(dataset).funnel()
+    ds = open_dataset(dataset, selection)
+    found = ds.funnel()
     if svg is None:
         funnel.render(found, _console())
+        render_selections(ds, _console())
     else:
         _write(svg, funnel.svg(found))
         _say(f"drawn: {svg}")
@@ -174,6 +184,7 @@ def sql(
         str, typer.Argument(metavar="QUERY", help="DuckDB SQL over samples, rows, verdicts, runs, columns.<set>")
     ],
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+    selection: Selection = None,
 ) -> None:
     """Ask the data a question.
 
@@ -185,12 +196,14 @@ def sql(
     from mmdata.answers import write_answer
     from mmdata.dataset import open as open_dataset
 
-    write_answer(open_dataset(dataset), query, format_, sys.stdout)
+    write_answer(open_dataset(dataset, selection), query, format_, sys.stdout)
 
 
 @app.command()
 def why(
-    dataset: Dataset, key: Annotated[str, typer.Argument(metavar="KEY", help="a sample's key, as in exports")]
+    dataset: Dataset,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="a sample's key, as in exports")],
+    selection: Selection = None,
 ) -> None:
     """Why a sample was kept or is gone, step by step.
 
@@ -199,54 +212,38 @@ def why(
     from mmdata.answers import render_story
     from mmdata.dataset import open as open_dataset
 
-    render_story(open_dataset(dataset).why(key), _console())
+    render_story(open_dataset(dataset, selection).why(key), _console())
 
 
-@app.command()
-def export(
-    dataset: Dataset,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to write")],
-    format_: Annotated[str, typer.Option("--format", help="webdataset or parquet")] = "webdataset",
-    shard_size: Annotated[str | None, typer.Option(help="largest shard, e.g. 1GB")] = None,
-    shard_rows: Annotated[int | None, typer.Option(min=1, help="most samples of a shard")] = None,
-    columns: Annotated[str | None, typer.Option(help="columns to write, separated by commas")] = None,
-    json_nulls: Annotated[bool, typer.Option("--json-nulls", help="write columns with NULLs into .json too")] = False,
-) -> None:
-    """Write the kept samples as shards.
-
-    \b
-    Example: mmdata export data/pets pets-shards --shard-size 1GB --columns caption,clip_score
-    """  # noqa: D301  see run
-    from mmdata.answers import export_dataset
-    from mmdata.dataset import open as open_dataset
-
-    given: dict[str, Any] = {"format": format_, "path": out, "json_nulls": json_nulls}
-    given |= {k: v for k, v in {"shard_size": shard_size, "shard_rows": shard_rows}.items() if v is not None}
-    if columns is not None:
-        given["columns"] = tuple(c.strip() for c in columns.split(",") if c.strip())
-    _say(export_dataset(open_dataset(dataset), given))
+app.command("export")(export_command)
+app.command("diff")(diff_command)
 
 
 @app.command()
 def clean(
     dataset: Dataset,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
-    grace: Annotated[float, typer.Option(min=0, help="hours; younger files stay, somebody may be about to need them")] = 1,
+    grace: Annotated[
+        float, typer.Option(min=0, help="hours; younger files stay, somebody may be about to need them")
+    ] = 1,
+    forget: Annotated[str | None, typer.Option(metavar="NAME", help="drop the selection of this name first")] = None,
 ) -> None:
-    """Remove files that nothing names any more.
+    """Remove files that no selection needs any more.
 
-    Killed runs, earlier verdicts and grown column files leave them.
+    Killed runs, earlier verdicts, column sets that no recipe reads now and grown column files leave them.
 
-    Example: mmdata clean data/pets --dry-run
-    """
+    \b
+    Examples:
+      mmdata clean data/pets --dry-run
+      mmdata clean data/pets --forget strict --grace 0
+    """  # noqa: D301  see run
+    from mmdata.answers import render_cleaned
     from mmdata.clean import clean as clean_store
     from mmdata.dataset import open as open_dataset
 
-    removed = clean_store(open_dataset(dataset).store, dry_run=dry_run, grace_s=grace * 3600)
-    for name, size in removed:
-        _say(f"{name}  {size:,} bytes")
-    verb = "would free" if dry_run else "freed"
-    _say(f"{len(removed)} files, {verb} {sum(size for _, size in removed):,} bytes")
+    store = open_dataset(dataset).store
+    removed = clean_store(store, dry_run=dry_run, grace_s=grace * 3600, forgotten=forget)
+    _say(render_cleaned(removed, dry_run))
 
 
 @app.command()

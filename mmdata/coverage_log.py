@@ -1,7 +1,7 @@
 """The coverage log: what the driver learnt of finished shards, so that the next run need not open their files.
 
-In: what is learnt of rows files, column files, passes and verdicts of shards. Out: segments in `state/coverage`, and the
-same facts at the next run. A fact about a file holds while the listing shows its number, size and stamp; a pass or a
+In: what is learnt of rows files, column files, passes and verdicts of shards. Out: segments in `state/coverage`, and
+the same facts at the next run. A fact about a file holds while the listing shows its number, size and stamp; a pass or a
 verdict holds while all the files that it went by do. A file that the log does not know, or knows otherwise, is believed
 by its own footer: the log may be lost, and nothing is lost with it.
 """
@@ -26,8 +26,8 @@ from mmdata.numbered_files import NumberedFiles, newest_files, stamps_of
 from mmdata.plan import chain
 from mmdata.set_files import SetFiles
 from mmdata.store import Store
+from mmdata.survivors import BoundStep
 from mmdata.verdict_work import Settled
-from mmdata.work import PassContext
 
 __all__ = ["CoverageLog", "count_failed", "pass_key"]
 
@@ -38,7 +38,7 @@ Marks = npt.NDArray[np.uint64]
 
 
 class CoverageLog:
-    """The log of one dataset: read at the start of a run, written as it goes on. `rows` and `sets` are what is there."""
+    """The log of one dataset: read at the start of a run, written as it goes on. `rows` and `sets` are there."""
 
     def __init__(self, store: Store, run: str, sets: dict[str, SetFiles]) -> None:
         self._store, self._run, self.sets = store, run, sets
@@ -117,7 +117,7 @@ class CoverageLog:
         return tuple(sorted(self._inputs))
 
     def inputs(self, key: str, shards: Integers) -> Marks:
-        """(N,) uint64: one number for all the files of a shard that this goes by; 0 where one is missing or in doubt."""
+        """(N,) uint64: one number for all files of a shard that this goes by; 0 where one is missing."""
         marks = [self.rows.marks_of(shards)]
         for name in self._inputs[key]:
             found = self.sets[name]
@@ -151,10 +151,10 @@ class CoverageLog:
         """Permanent error kinds in a column file."""
         reasons = self._store.read_table(name, ["reason"]).column(0)
         is_open = pc.or_(pc.equal(reasons, UNCOVERED), pc.starts_with(reasons, "!"))
-        return len(reasons) - reasons.null_count - (pc.sum(is_open).as_py() or 0)
+        return int(len(reasons) - reasons.null_count - (pc.sum(is_open).as_py() or 0))
 
     def judged(self, key: str, shards: Integers) -> pa.Table:
-        """Verdicts of this chain that hold: entries in the order of the shards, whose files are as they were written."""
+        """Verdicts of this chain that hold, in the order of the shards; their files are as they were written."""
         found = self._holding("verdict", key, shards)
         stamps = stamps_of(self._store, found["name"].to_pylist(), whole_folders=True)
         recorded = zip(found["size"].to_pylist(), found["stamp"].to_pylist(), strict=True)
@@ -280,10 +280,10 @@ class CoverageLog:
             self._store.remove(name)
 
 
-def pass_key(context: PassContext) -> str:
+def pass_key(steps: Sequence[BoundStep], begin: int) -> str:
     """16 hex digits for a pass: the steps up to its end, their sets, and which rows they are computed for."""
-    steps = context.steps
-    parts = [chain([b.step for b in steps], context.sets), context.begin, [b.step.ungated_for for b in steps]]
+    sets = {b.step.position: b.set_name for b in steps if b.set_name}
+    parts = [chain([b.step for b in steps], sets), begin, [sorted(b.step.ungated_for) for b in steps]]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,60 +14,56 @@ import numpy as np
 import pyarrow as pa
 
 from mmdata import ledger, query
-from mmdata.columns import ROWS_PER_SHARD_BITS
-from mmdata.errors import SourceError, StoreError
+from mmdata.base_rows import extra_columns, with_extras
+from mmdata.errors import RecipeError, SourceError, StoreError
 from mmdata.funnel import Funnel, FunnelStep
+from mmdata.media_reader import MediaReader
+from mmdata.selections import load_selections
 from mmdata.store import Store
+from mmdata.stories import StepStory, Story, tell
 
 if TYPE_CHECKING:
     import duckdb
 
     from mmdata.driver import Report
+    from mmdata.export import ExportResult
     from mmdata.recipe import Recipe
 
 __all__ = ["Dataset", "StepStory", "Story", "open", "run"]
 
 
-@dataclass(frozen=True)
-class StepStory:
-    """What one step did to one row: `state` is passed, dropped, failed or gated (the row had gone before)."""
-
-    position: int
-    name: str
-    kind: str
-    state: str
-    reason: str | None
-    values: Mapping[str, Any]
-    sql: str = ""
-
-
-@dataclass(frozen=True)
-class Story:
-    """Everything known of one row: its base columns, its verdict, and step by step how it came about."""
-
-    row: Mapping[str, Any]
-    verdict: str
-    step_name: str | None
-    reason: str | None
-    steps: tuple[StepStory, ...]
-
-
 class Dataset:
-    """A dataset folder, read. `store` is the folder; `current` what the last finished run left, None before one.
+    """A dataset folder, read. `store` is the folder; `current` the selection that is seen, None before a run finished.
 
-    A dataset sees the state at the time it was opened; open it again to see a later run.
+    A selection is what the last run of one recipe left, under the recipe's name; without one asked for it is that of
+    the last run. A dataset sees the state at the time it was opened; open it again to see a later run.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, selection: str | None = None) -> None:
         self.store = Store(path)
         if not self.store.exists("dataset.json"):
             raise SourceError(f"there is no dataset at {self.store.url}; make one with mmdata run RECIPE")
-        self.current = ledger.Current.load(self.store)
+        self.current = ledger.Current.load(self.store, selection)
         self.report: Report | None = None
+        self._media: MediaReader | None = None
+        self._extra = extra_columns(self.store)
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     def __repr__(self) -> str:
         return f"mmdata.open({self.store.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.store.url, "current": self.current}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        Dataset.__init__(self, state["url"])
+        self.current = state["current"]
+
+    def again(self) -> Dataset:
+        """The same state read through files and connections of this process' own, as a forked worker must."""
+        made = Dataset(self.store.url)
+        made.current = self.current
+        return made
 
     def _seen(self) -> ledger.Current:
         if self.current is None:
@@ -89,6 +85,14 @@ class Dataset:
         """The kept rows of the view `samples`."""
         return self.sql("SELECT * FROM samples WHERE verdict = 'kept'")
 
+    def selections(self) -> dict[str, ledger.Current]:
+        """Every selection of the dataset as it is now, by name."""
+        return load_selections(self.store)[0]
+
+    def latest(self) -> str | None:
+        """The name of the selection whose run finished last; None before any has."""
+        return load_selections(self.store)[1]
+
     def shards(self) -> list[int]:
         """Shard numbers, ascending."""
         return list(self._seen().shards)
@@ -100,7 +104,7 @@ class Dataset:
         """
         current = self._seen()
         index = current.shards.index(shard)
-        base = self.store.read_table(current.rows[index])
+        base = with_extras(self.store.read_table(current.rows[index]), self._extra)
         verdicts = self.store.read_table(current.verdicts[index], ["row_id", "verdict"])
         query.require_rows(self.store, "verdicts", shard, base["row_id"], verdicts["row_id"])
         alive = pa.array(np.flatnonzero(verdicts["verdict"].to_numpy(zero_copy_only=False) == "kept"))
@@ -120,8 +124,76 @@ class Dataset:
         return table
 
     def read_media(self, path: str, offset: int, size: int) -> bytes:
-        """The bytes of a media reference (`image_path`, `image_offset`, `image_size`)."""
-        return self.store.read_range(path, offset, size)
+        """The bytes of a media reference (`image_path`, `image_offset`, `image_size`), wherever they lie.
+
+        StoreError when they are not there; MissingMedia, which is one, when it is adopted media that is gone.
+        """
+        return self.media.read(path, offset, size)
+
+    def to_torch(self, columns: Sequence[str] = (), **how: Any) -> Any:
+        """The kept samples as a `torch.utils.data.IterableDataset`, for `torch.utils.data.DataLoader`.
+
+        Each sample is a dictionary with `key`, `caption`, `image` and the `columns` named, None for NULL. Over all
+        nodes and workers each kept sample is given exactly once an epoch. The arguments, all by name:
+
+        - `shuffle` (True), `seed`, `epoch`: the order; `set_epoch(n)` gives the next epoch its own. Shards and the rows
+          in them are permuted, then the rows of `buffer` (8) shards are mixed; only references are held for that.
+        - `decode`: `"pil"` (the default), `"tensor"` ((H, W, 3) uint8, RGB), `"bytes"` as stored, or None: no `image`.
+        - `rank`, `world`: this node; by default torch.distributed's, else RANK and WORLD_SIZE of the environment.
+        - `uneven`: `"keep"`, `"drop"` or `"repeat"`: whether nodes differ by one sample, drop it, or repeat others.
+        - `threads` (4) read media ahead in every worker; `on_error`: `"raise"`, or `"skip"` what does not decode.
+        - `transform`: a function of one sample, called in those threads.
+        """
+        from mmdata.readers.torch_reader import torch_samples
+
+        return torch_samples(self, columns, **how)
+
+    def to_arrow(self, columns: Sequence[str] | None = None, *, media: bool = False, stream: bool = False) -> Any:
+        """The kept samples as a `pyarrow.Table`, or with `stream` as a `RecordBatchReader` that holds a shard at most.
+
+        `columns`: base and step columns in that order (None = all but embeddings). `media` adds `image`, a struct of
+        `bytes` (as stored) and `path` (`<key>.<extension>`), the form Hugging Face datasets reads as Image.
+        """
+        from mmdata.readers.arrow import arrow_samples
+
+        reader = arrow_samples(self, columns, media)
+        return reader if stream else reader.read_all()
+
+    def to_datasets(self, columns: Sequence[str] | None = None, *, media: bool = True, stream: bool = False) -> Any:
+        """The kept samples as a `datasets.Dataset`, or with `stream` as a `datasets.IterableDataset`.
+
+        `columns` as in `to_arrow`. With `media` there is a column `image` of the feature Image; the pictures stay where
+        they are and are read when they are asked for. A `Dataset` holds its columns in memory, a stream one shard.
+        """
+        from mmdata.readers.huggingface import hugging_face_samples
+
+        return hugging_face_samples(self, columns, media, stream)
+
+    @property
+    def media(self) -> MediaReader:
+        """What reads media references; tell it with `expect` what will be read next, where media is far away."""
+        if self._media is None:
+            self._media = MediaReader(self.store)
+            weakref.finalize(self, self._media.close)
+        return self._media
+
+    def export(self, path: str | Path, **options: Any) -> ExportResult:
+        """Write the kept samples into the folder `path`, in a form that other tools read.
+
+        `options` are those of a recipe's `export` (see `mmdata.settings.ExportOptions`), by name: `format`, `shuffle`,
+        `columns`, `mix` … RecipeError for an option that is wrong; the same call goes on with a killed export.
+        """
+        from pydantic import ValidationError
+
+        from mmdata.export import export
+        from mmdata.recipe import describe_errors
+        from mmdata.settings import ExportOptions
+
+        try:
+            read = ExportOptions.model_validate({"path": str(path), **options})
+        except ValidationError as error:
+            raise RecipeError(describe_errors("export", error, ExportOptions)) from None
+        return export(self, read, self.current.recipe if self.current is not None else None, opener=_open_selection)
 
     def funnel(self) -> Funnel:
         """What became of every row, step by step; rows in = kept + dropped + failed, proved."""
@@ -146,31 +218,11 @@ class Dataset:
         return funnel
 
     def why(self, key: str) -> Story:
-        """The story of the row with this key; SourceError when there is none."""
-        found = self.connection.execute("SELECT row_id FROM rows WHERE key = ? ORDER BY 1", [str(key)]).fetchall()
-        if not found:
-            raise SourceError(f"no row of {self.store.url} has the key {key!r}; find keys with mmdata sql")
-        row_id = found[0][0]
-        shard, index = row_id >> ROWS_PER_SHARD_BITS, row_id & ((1 << ROWS_PER_SHARD_BITS) - 1)
-        current = self._seen()
-        place = current.shards.index(shard)
+        """The story of the row with this key; SourceError when there is none.
 
-        def at(name: str) -> dict[str, Any]:
-            row: dict[str, Any] = self.store.read_table(name).slice(index, 1).to_pylist()[0]
-            return row
-
-        verdict = at(current.verdicts[place])
-        steps = []
-        for step in current.steps:
-            values = at(current.sets[step.set_name][place]) if step.set_name else {}
-            gated = verdict["step"] is not None and step.position > verdict["step"]
-            here = verdict["step"] == step.position
-            reason = verdict["reason"] if here else None if gated else values.get("reason")
-            state = "gated" if gated else verdict["verdict"] if here else "passed"
-            shown = {} if gated else {visible: values.get(own) for own, visible in step.outputs}
-            steps.append(StepStory(step.position, step.name, step.kind, state, reason, shown, step.sql))
-        row = at(current.rows[place])
-        return Story(row, verdict["verdict"], verdict["step_name"], verdict["reason"], tuple(steps))
+        Its `others` are the stories of further rows that have the key, which only adopted ones do.
+        """
+        return tell(self.store, self._seen(), str(key))
 
 
 def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -185,9 +237,20 @@ def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return total
 
 
-def open(path: str | Path) -> Dataset:
-    """The dataset in a folder; SourceError when there is none."""
-    return Dataset(str(path))
+def _open_selection(path: str, selection: str | None) -> Dataset:
+    """Opens a dataset that an export mixes in."""
+    made = Dataset(path)
+    if selection is not None:
+        made.current = ledger.Current.load(made.store, selection)
+    return made
+
+
+def open(path: str | Path, selection: str | None = None) -> Dataset:
+    """The dataset in a folder, as the recipe named `selection` left it, or as the last run did.
+
+    SourceError when there is none, RecipeError when it has no selection of that name.
+    """
+    return Dataset(str(path), selection)
 
 
 def run(
@@ -221,12 +284,18 @@ def run(
 
         def write_export(current: ledger.Current) -> None:
             if read.export is not None:
-                finished = Dataset(read.dataset)
+                finished = Dataset(read.dataset, read.name)
                 with progress.step("export", finished.funnel().kept) as line:
-                    export(finished, read.export, current.recipe, lambda rows: line.advance(done=rows))
+                    export(
+                        finished,
+                        read.export,
+                        current.recipe,
+                        lambda rows: line.advance(done=rows),
+                        opener=_open_selection,
+                    )
 
         options = RunOptions(runner, workers, address, device, allow_mixed)
         report = execute(proved, options, progress, write_export)
-    made = Dataset(read.dataset)
+    made = Dataset(read.dataset, read.name)
     made.report = report
     return made

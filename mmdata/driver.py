@@ -6,41 +6,51 @@ Whatever stops it (Ctrl-C, a full disk, a budget) leaves finished shards finishe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 from mmdata.attach_work import AttachJob
-from mmdata.column_files import ColumnFile
-from mmdata.errors import BudgetError, RecipeError, RetryableError
+from mmdata.computing import note_computing, remove_notes
+from mmdata.coverage_log import CoverageLog, count_failed, pass_key
+from mmdata.errors import RecipeError, StoreError
+from mmdata.feed import Feed
 from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
 from mmdata.intake import Intake
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
-from mmdata.pool import Finished, InlinePool, Item, Pool, Tick
+from mmdata.pool import Item
 from mmdata.preflight import Proved
 from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
 from mmdata.repeats import Repeats
-from mmdata.resolve import needs_machine, require_device, resolve, resolved_before
+from mmdata.resolve import needs_machine, resolve, resolved_before
 from mmdata.run_record import write_record
+from mmdata.selections import load_selections
+from mmdata.set_files import SetFiles
 from mmdata.store import Store
-from mmdata.survivors import BoundStep, ShardView, unsettled, verdicts, walk
-from mmdata.work import PassContext, PassResult, StepWork, finished_pass
+from mmdata.survivors import BoundStep
+from mmdata.tally import Tally, from_sums, sums_of
+from mmdata.verdict_work import Settled
+from mmdata.work import PassContext, PassResult, StepWork, finished_pass, settle_item
 
 __all__ = ["Report", "RunOptions", "execute"]
 
-BUDGET_FROM_ROWS = 200
 TRANSIENT_ROUNDS = 2
+LOCAL_ROWS = 4_000_000  # so many rows are looked through here rather than on workers, whose start takes as long
+FLUSH_SHARDS = 1000  # finished shards between two segments of the coverage log
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,6 @@ def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Cal
     return driver.run(finish)
 
 
-def _make_pool(options: RunOptions, tick: Tick) -> Pool:
-    if options.runner == "inline":
-        return InlinePool(options.device, tick)
-    from mmdata.ray_pool import RayPool
-
-    return RayPool(options.workers, options.address, options.device, tick)
-
-
 class _Driver:
     """The state of one run."""
 
@@ -102,55 +104,53 @@ class _Driver:
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         self.bound: list[BoundStep] = []
         self.rows: dict[int, str] = {}
-        self.files: dict[str, dict[int, ColumnFile]] = {}
-        self.work: dict[str, StepWork] = {}
-        self.totals: dict[int, Counter[str]] = {}
-        self.media_reads = 0
-        self.unsettled = 0
-        self._repeats = Repeats(self.store, self.files, self.bound)
+        self.files: dict[str, SetFiles] = {}
+        self.tally = Tally()
         self._engine = FilterEngine()
-        self._pool: Pool | None = None
-        self._contexts: dict[str, Any] = {}
-        self._shared: set[str] = set()
         self._fetch_line = FetchLine(progress)
+        repeats = Repeats(self.store, self.files, self.bound)
+        self._feed = Feed(options.runner, options.workers, options.address, options.device, repeats, self._fetch_line)
+        self._feed.allow_mixed = options.allow_mixed
         self._intake: Intake | None = None
-
-    @property
-    def pool(self) -> Pool:
-        """The workers, started when the first item needs them: a run with nothing to do starts none."""
-        if self._pool is None:
-            self._pool = _make_pool(self.options, self._fetch_line.tell)
-        return self._pool
+        self._ledger: Ledger | None = None
+        self._noted: set[str] = set()  # column sets that `clean` knows to leave alone
 
     def run(self, finish: Callable[[Current], None]) -> Report:
         """From dataset.json to current.json, and on to what `finish` does."""
         began, started = time.monotonic(), datetime.now(UTC)
         with Lease.acquire(self.store, self.id) as lease:
-            self.lease = lease
+            self.lease = self._feed.lease = lease
             status = "stopped"
             try:
                 document = self._dataset()
-                self.rows = self.store.row_files()
+                self.log = CoverageLog(self.store, self.id, self.files)
+                self._noted = {s for c in load_selections(self.store)[0].values() for s in c.set_names}
+                self.rows = dict(zip(self.log.rows.shards.tolist(), self.log.rows.names(), strict=True))
                 for number, part in enumerate(self.plan.passes, 1):
                     if part.steps or number == 1:
                         self._run_pass(number, part, document if number == 1 else None)
                     if part.group is not None:
                         self._run_whole(part.group)
                 current, changed = self._publish()
-                self._close_pool()
+                self._feed.close()
                 finish(current)
                 status = "done"
             finally:
-                self._close_pool()
+                self._feed.close()
+                if status == "stopped":
+                    self._keep_log()
                 self._record(status, started, time.monotonic() - began)
         seconds = time.monotonic() - began
         by_status = dict(self._intake.by_status) if self._intake is not None else {}
-        return Report(self.id, current, changed, self.work, by_status, self.media_reads, seconds, self.unsettled)
+        work, reads = self.tally.work, self.tally.media_reads
+        return Report(self.id, current, changed, work, by_status, reads, seconds, current.unsettled)
 
-    def _close_pool(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+    def _keep_log(self) -> None:
+        """What a stopped run learnt is for the next one; where it cannot be written, files are opened instead."""
+        if hasattr(self, "log") and not self.lease.lost.is_set():
+            with contextlib.suppress(StoreError):
+                if self.store.exists("dataset.json"):
+                    self.log.flush()
 
     def _dataset(self) -> DatasetDocument:
         if self.proved.document.data is None:
@@ -165,29 +165,31 @@ class _Driver:
         context = self._bind(number, part)
         title = ", ".join(s.name for s in part.steps) or "rows"
         with self.progress.step(title, None) as line:
-            ready = self._unfinished(number, part, context, sorted(self.rows), line)
+            ready = self._unfinished(number, part, context, line)
             intake = None if document is None else self._open_intake()
             fetched = iter(()) if intake is None else intake.items(self.rows)
             again: set[int] = set()
-            for finished in self._drive(fetched, ready):
+            for finished in self._feed.drive(fetched, ready):
                 shard = finished.item.shard
                 if intake is not None and finished.item.kind == "ingest":
                     self.rows[shard] = intake.take(finished)
-                    ready.extend(self._unfinished(number, part, context, [shard], line))
-                elif self._take_passed(finished.result, line):
+                    self.log.add_rows(shard, self.rows[shard])
+                    ready.append(self._item("pass", number, part, shard))
+                elif self._take_passed(context, finished.result, line):
                     again.add(shard)
             self._fetch_line.end()
             for _ in range(TRANSIENT_ROUNDS):
-                items = deque(self._pass_item(number, part, shard) for shard in sorted(again))
-                again = {f.item.shard for f in self._drive(iter(()), items) if self._take_passed(f.result, None)}
+                items = deque(self._item("pass", number, part, shard) for shard in sorted(again))
+                done = self._feed.drive(iter(()), items)
+                again = {f.item.shard for f in done if self._take_passed(context, f.result, None)}
+        self.log.flush()
         if intake is not None:
             intake.finish()
-        if self._pool is not None:
-            self._pool.recycle()
+        self._feed.recycle()
 
     def _open_intake(self) -> Intake:
         self._intake = Intake(self.proved, self.id, self._worker_run, self._fetch_line)
-        self._contexts |= self._intake.contexts
+        self._feed.contexts |= self._intake.contexts
         return self._intake
 
     def _bind(self, number: int, part: Pass) -> PassContext:
@@ -201,11 +203,26 @@ class _Driver:
             name, document, full = identity(step, resolved, self._sets())
             is_repeat = name in self._sets().values()
             self.bound.append(BoundStep(step, name, document, full, resolved, is_repeat))
-            self.files.setdefault(name, self.store.coverage(name))
+            self.log.read_set(name)
         threads = len(os.sched_getaffinity(0)) if self.options.runner == "inline" else part.threads
-        context = PassContext(self.store, self.proved.document.id, tuple(self.bound), begin, threads, self._worker_run)
-        self._contexts[f"pass {number}"] = context
+        folder = self._open_ledger().folder if len(self.bound) == len(self.plan.steps) else ""
+        context = self._context(f"pass {number}", begin, threads, folder)
+        self.log.name_inputs(pass_key(context.steps, context.begin), context.sets.values())
         return context
+
+    def _context(self, name: str, begin: int, threads: int, folder: str) -> PassContext:
+        steps, document = tuple(self.bound), self.proved.document.id
+        self._feed.contexts[name] = PassContext(self.store, document, steps, begin, threads, self._worker_run, folder)
+        context: PassContext = self._feed.contexts[name]
+        return context
+
+    def _open_ledger(self) -> Ledger:
+        """The ledger, once every step has its identity."""
+        if self._ledger is None:
+            hashed = chain([b.step for b in self.bound], self._sets())
+            self.log.name_inputs(hashed, self._sets().values())
+            self._ledger = Ledger(self.store, self.log, self.plan.recipe.name, hashed, self.id)
+        return self._ledger
 
     @property
     def _worker_run(self) -> str:
@@ -222,125 +239,81 @@ class _Driver:
         base = base_identity(step, self._sets())
         found = resolved_before(self.store, step, base)
         if found is None:
-            found = resolve(self.store, step, base, self.pool.device, lambda: self._ask_worker(step, base))
+            found = resolve(self.store, step, base, self._feed.pool.device, lambda: self._ask_worker(step, base))
         return found
 
     def _ask_worker(self, step: PlannedStep, base: str) -> Resolved:
-        self._contexts[base] = (step, self.pool.device)
-        [finished] = self._drive(iter(()), deque([Item("resolve", base)]))
+        self._feed.contexts[base] = (step, self._feed.pool.device)
+        [finished] = self._feed.drive(iter(()), deque([Item("resolve", base)]))
         settled: Resolved = finished.result
         return settled
 
-    def _unfinished(
-        self, number: int, part: Pass, context: PassContext, shards: Iterable[int], line: Step
-    ) -> deque[Item]:
-        """Items for the shards that have something to compute; the others are counted here and now."""
+    def _unfinished(self, number: int, part: Pass, context: PassContext, line: Step) -> deque[Item]:
+        """Items for the shards that have something to compute; the others are counted here and now.
+
+        What the coverage log knows is not looked at again. Of the others, a few are looked through here.
+        """
+        shards, key = self._shards(), pass_key(context.steps, context.begin)
+        known, sums = self.log.finished(key, shards)
+        if context.verdicts and len(known):
+            known, sums = self.log.finished(key, np.setdiff1d(known, self._open_ledger().todo(known)))
+        if len(known):
+            self._take_passed(context, from_sums(sums, [b.step.position for b in self.bound[context.begin :]]), line)
+        unknown = np.setdiff1d(shards, known).tolist()
+        is_local = self._is_local(len(unknown))
         items: deque[Item] = deque()
-        for shard in shards:
-            done = finished_pass(context, shard, self.rows[shard], self._files_of(shard), self._engine)
+        for shard in unknown:
+            item, done = self._item("pass", number, part, shard), None
+            if is_local:
+                done = finished_pass(context, shard, item.rows_file, item.files, self._engine, item.earlier)
             if done is None:
-                items.append(self._pass_item(number, part, shard))
+                items.append(item)
             else:
-                self._take_passed(done, line)
+                self._take_passed(context, done, line)
         return items
 
-    def _files_of(self, shard: int) -> dict[str, ColumnFile]:
-        return {name: found[shard] for name, found in self.files.items() if shard in found}
+    def _is_local(self, shards: int) -> bool:
+        """Whether so many shards are looked through in this process; inline there is no other."""
+        few = shards * self.plan.recipe.fetch.shard_rows <= LOCAL_ROWS
+        return self.options.runner == "inline" or (not self._feed.is_open and few)
 
-    def _pass_item(self, number: int, part: Pass, shard: int) -> Item:
-        return Item(
-            "pass",
-            f"pass {number}",
-            shard,
-            rows_file=self.rows[shard],
-            files=self._files_of(shard),
-            on_actor=part.uses_model,
-            gpu=part.gpu,
-        )
+    def _shards(self) -> npt.NDArray[np.int64]:
+        return np.array(sorted(self.rows), np.int64)
 
-    # Keeping the pool full
-
-    def _drive(self, fetched: Iterator[Item], ready: deque[Item]) -> Iterator[Finished]:
-        """Keep the pool full and yield what ended well; the caller may add to `ready` meanwhile.
-
-        One shard is always being fetched while there is one to fetch, then passes come first.
-        """
-        upcoming = next(fetched, None)
-        flying: Counter[str] = Counter()
-        while True:
-            while upcoming is not None and (not ready or not flying["ingest"]) and self._start(upcoming):
-                flying["ingest"] += 1
-                upcoming = next(fetched, None)
-            while ready and self._start(ready[0]):
-                flying[ready.popleft().kind] += 1
-            if not flying.total():
-                if ready or upcoming:
-                    raise RecipeError("no worker has what this pass needs; look at --device, --workers and the cluster")
-                return
-            finished = self.pool.wait()
-            self.lease.require()
-            repeat = self._repeats.again(finished)
-            if repeat is not None:
-                if isinstance(finished.error, RetryableError):
-                    self.pool.recycle()  # the worker lives, and its device is in doubt
-                self.pool.submit(repeat, finished.node)
-                continue
-            flying[finished.item.kind] -= 1
-            yield finished
-
-    def _start(self, item: Item) -> bool:
-        if not self.pool.has_room(item):
-            return False
-        if item.context not in self._shared:
-            context = self._contexts[item.context]
-            self.pool.share(item.context, self._on_device(context) if item.kind == "pass" else context)
-            self._shared.add(item.context)
-        self.pool.submit(item)
-        return True
-
-    def _on_device(self, context: PassContext) -> PassContext:
-        """The pass with every model on the device class there is; refused where that mixes classes in one set."""
-        steps = []
-        for bound in context.steps:
-            if bound.step.kind == "stage" and bound.step.position > context.begin and needs_machine(bound.step):
-                require_device(bound.step, bound.resolved, self.pool.device, self.options.allow_mixed)
-                bound = replace(bound, resolved=replace(bound.resolved, device=self.pool.device))
-            steps.append(bound)
-        return replace(context, steps=tuple(steps))
+    def _item(self, kind: Literal["pass", "verdict"], number: int, part: Pass, shard: int) -> Item:
+        files = {name: found[shard] for name, found in self.files.items() if shard in found}
+        earlier = self._ledger.earlier(shard) if self._ledger is not None else ""
+        item = Item(kind, f"{kind} {number}", shard, rows_file=self.rows[shard], files=files, earlier=earlier)
+        return replace(item, on_actor=part.uses_model, gpu=part.gpu) if kind == "pass" else item
 
     # What came back
 
-    def _take_passed(self, result: PassResult, line: Step | None) -> bool:
-        """Count a shard's pass; True when rows of it failed for a transient reason."""
+    def _take_passed(self, context: PassContext, result: PassResult, line: Step | None) -> bool:
+        """Count a shard's pass, and note it in the log; True when rows of it failed for a transient reason."""
         for name, file in result.files.items():
             self.files[name][result.shard] = file
-        self.media_reads += result.reads
-        steps = {b.step.position: b.step for b in self.bound}
-        for position, done in result.work.items():
-            step = steps[position]
-            total = self.work.setdefault(step.name, StepWork())
-            total.computed += done.computed
-            total.seconds += done.seconds
-            total.opened += done.opened
-            total.examples.update(done.examples)
-            if line is not None:
-                total.rows_in += done.rows_in
-                # Transient failures have their turn again before anybody counts them.
-                total.failed += done.failed - done.transient
-                self._check_budget(step, total)
-        if line is not None:
-            line.advance(done=result.rows, kept=result.alive, failed=sum(w.failed for w in result.work.values()))
-        return any(w.transient for w in result.work.values())
+        if result.files:
+            self._note_computing()
+        is_open = self.tally.take(result, {b.step.position: b.step for b in self.bound}, line)
+        if result.shard >= 0 and not is_open:
+            self.log.add_pass(pass_key(context.steps, context.begin), result.shard, sums_of(result))
+        if result.settled is not None:
+            self._take_settled(result.settled)
+        elif self.log.waiting >= FLUSH_SHARDS:
+            self.log.flush()
+        return is_open
 
-    def _check_budget(self, step: PlannedStep, total: StepWork) -> None:
-        if step.kind == "filter" or total.rows_in < BUDGET_FROM_ROWS or total.failed <= step.max_failed * total.rows_in:
-            return
-        example = next(iter(total.examples.items()), None)
-        why = f", for example {example[0]} ({example[1]})" if example else ""
-        raise BudgetError(
-            f"step {step.name}: {total.failed} of {total.rows_in} rows failed{why}, more than its max_failed of "
-            f"{step.max_failed:.0%}; look at them with mmdata sql, then mend the step or raise its max_failed"
-        )
+    def _note_computing(self, *more: str) -> None:
+        """So that `mmdata clean` leaves the sets alone, should this run be stopped."""
+        sets = {*self._sets().values(), *more} - self._noted
+        if sets:
+            note_computing(self.store, self.plan.recipe.name, self.id, sets)
+            self._noted |= sets
+
+    def _take_settled(self, settled: Settled) -> None:
+        self._open_ledger().take(settled)
+        if self.log.waiting >= FLUSH_SHARDS:
+            self.log.flush()
 
     def _run_whole(self, step: PlannedStep) -> None:
         """A step over the whole dataset."""
@@ -352,9 +325,10 @@ class _Driver:
     def _run_attach(self, step: PlannedStep) -> None:
         began = time.monotonic()
         job = AttachJob(self.store, step, self.rows, self._sets())
-        covered = self.store.coverage(job.bound.set_name)
-        total = self.work.setdefault(step.name, StepWork())
+        covered = self.log.read_set(job.bound.set_name)
+        total = self.tally.work.setdefault(step.name, StepWork())
         if left := job.left(covered):
+            self._note_computing(job.bound.set_name)
             with self.progress.step(step.name, None) as line:
 
                 def tick(rows: int) -> None:
@@ -362,42 +336,59 @@ class _Driver:
                     total.computed += rows
                     self.lease.require()
 
-                covered = covered | job.compute(left, tick)
+                covered.update(job.compute(left, tick))
             total.seconds = time.monotonic() - began
         job.require_within_budget(covered)
-        self.files[job.bound.set_name] = covered
+        self.log.flush()
         self.bound.append(job.bound)
 
     def _run_group(self, step: PlannedStep) -> None:
         began = time.monotonic()
         job = GroupJob(self.store, tuple(self.bound), step, self.rows, self.files, self._engine)
         bound = job.survey()
-        covered = self.store.coverage(bound.set_name)
-        total = self.work.setdefault(step.name, StepWork())
+        covered = self.log.read_set(bound.set_name)
+        computed = 0
         if not job.is_covered(covered):
+            self._note_computing(bound.set_name)
             with self.progress.step(step.name, None) as line:
-                covered = job.compute(bound, lambda rows: line.advance(done=rows))
-            total.computed, total.seconds = job.rows, time.monotonic() - began
-        self.files[bound.set_name] = covered
+                found = job.compute(bound, lambda rows: line.advance(done=rows))
+            covered.update({shard: file for shard, file in found.items() if covered.get(shard) != file})
+            computed = job.rows
+        self.log.flush()
+        failed = count_failed(self.log, bound.set_name, self._shards())
+        seconds = time.monotonic() - began if computed else 0.0
+        self.tally.take_group(step, job.rows, failed, computed, seconds)
         self.bound.append(bound)
 
     # The end
 
     def _publish(self) -> tuple[Current, bool]:
+        ledger, shards = self._open_ledger(), self._shards()
+        self._settle(ledger.todo(shards).tolist())
+        self.log.flush()
         recipe = yaml.safe_dump(document_of(self.plan.recipe), sort_keys=False, allow_unicode=True)
-        with self.store.scratch() as folder:
-            ledger = Ledger(self.store, chain([b.step for b in self.bound], self._sets()), self.id, folder)
-            for shard in sorted(self.rows):
-                view = ShardView(self.store, shard, self.rows[shard], self._sets(), self._files_of(shard))
-                state = walk(view, self.bound, self._engine)
-                ledger.add(shard, verdicts(view, self.bound, state))
-                self.unsettled += unsettled(view, self.bound, state)
-            return ledger.publish(recipe, self.rows, self.bound, self.files, self.lease.hold)
+        published = ledger.publish(recipe, shards, self.bound, self.lease.hold)
+        remove_notes(self.store, self.plan.recipe.name)
+        return published
+
+    def _settle(self, shards: list[int]) -> None:
+        """Write the verdicts of these shards: rows of them failed for a transient reason, or a group came last."""
+        number = len(self.plan.passes)
+        context = self._context(f"verdict {number}", len(self.bound), 1, self._open_ledger().folder)
+        items = deque(self._item("verdict", number, Pass((), None), shard) for shard in shards)
+        if not self._is_local(len(shards)):
+            for finished in self._feed.drive(iter(()), items):
+                self._take_settled(finished.result)
+            return
+        for item in items:
+            files = item.files
+            self._take_settled(settle_item(context, item.shard, item.rows_file, files, self._engine, item.earlier))
+            self.lease.require()
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:
         sets = {b.step.name: b.set_name for b in self.bound}
-        steps = [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.work.items()]
+        steps = [{"name": n, "set": sets.get(n, ""), **vars(w)} for n, w in self.tally.work.items()]
         by_status, took = ({}, 0.0) if self._intake is None else (self._intake.by_status, self._intake.seconds)
         fetched = {"by_status": dict(by_status), "ingest_seconds": round(took, 3)}
-        facts = {**fetched, "media_reads": self.media_reads, "steps": steps}
+        facts = {**fetched, "media_reads": self.tally.media_reads, "steps": steps}
         write_record(self.store, self.id, status, started, seconds, self.options.runner, self.plan.recipe, facts)

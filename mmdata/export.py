@@ -24,6 +24,12 @@ from mmdata.export_plan import find_plan, write_plan
 from mmdata.export_rows import MIXED_FROM, Rows
 from mmdata.export_shards import Media, cut_shards, write_shards
 from mmdata.exporters.datacomp import DataComp
+from mmdata.exporters.energon import Energon
+from mmdata.exporters.files import PlainFiles
+from mmdata.exporters.hub import push
+from mmdata.exporters.hugging_face import HuggingFace
+from mmdata.exporters.lance_table import LanceTable
+from mmdata.exporters.mds import Mds
 from mmdata.exporters.parquet import ParquetFiles
 from mmdata.exporters.shape import Format, Shape
 from mmdata.exporters.webdataset import WebDataset
@@ -37,19 +43,28 @@ __all__ = ["FORMATS", "ExportOptions", "ExportResult", "Exportable", "export"]
 FORMATS: dict[str, type[Format]] = {
     "webdataset": WebDataset,
     "parquet": ParquetFiles,
+    "datasets": HuggingFace,
+    "files": PlainFiles,
+    "mds": Mds,
+    "lance": LanceTable,
+    "energon": Energon,
     "datacomp": DataComp,
 }
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`rows` samples in `shards` shards of `data_bytes` bytes at `path`; `written` False: it stood there already."""
+    """`rows` samples in `shards` shards of `data_bytes` bytes at `path`; `written` False: it stood there already.
+
+    `pushed`: address of the repository it was uploaded to.
+    """
 
     path: Path
     rows: int
     shards: int
     data_bytes: int
     written: bool
+    pushed: str | None = None
 
 
 def export(
@@ -87,7 +102,8 @@ def export(
             with target.attempt(job.identity, job.media_bytes) as attempt:
                 finished = job.write(attempt, tick)
                 target.publish(attempt, job.card(finished), job.identity, finished)
-    return ExportResult(target.path, sum(job.counts), finished.shards, sum(finished.files.values()), written)
+    pushed = push(target.path, options.push_to_hub) if options.push_to_hub is not None else None
+    return ExportResult(target.path, sum(job.counts), finished.shards, sum(finished.files.values()), written, pushed)
 
 
 class _Job:
@@ -127,6 +143,7 @@ class _Job:
             with_media=self.with_media,
             options=options,
             identity=self.identity,
+            full_names=self.survey.full_columns(),
         )
         self.writer = form(shape)
 
@@ -163,6 +180,9 @@ class _Job:
 
     def write(self, attempt: Attempt, tick: Callable[[int], None] | None) -> Finished:
         """Write the export into the attempt's folder, or what it lacks."""
+        notes = self.writer.notes
+        if notes is not None and (attempt.plan / notes).exists():  # an attempt that died at its very end
+            (attempt.plan / notes).rename(attempt.folder / notes)
         plan = find_plan(attempt.plan, self.identity)
         if plan is None:
             attempt.restart()
@@ -173,6 +193,8 @@ class _Job:
         if not self.writer.is_sharded and tick is not None:
             tick(plan.rows)
         names += self.writer.finish(attempt.folder, plan)
+        if notes is not None and (attempt.folder / notes).exists():
+            (attempt.folder / notes).rename(attempt.plan / notes)
         sizes = {name: size_on_disk(attempt.folder / name) or 0 for name in names}
         return Finished(sizes, plan.shards if self.writer.is_sharded else len(sizes))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.errors import StoreError
 from mmdata.export_plan import Plan
@@ -29,7 +30,7 @@ from mmdata.publish import Attempt
 
 __all__ = ["Media", "cut_shards", "write_shards"]
 
-_CHUNK = 256  # samples between two ticks
+_PAGE, _CHUNK = 4096, 256  # samples whose media is planned together; samples between two ticks
 
 
 class Media:
@@ -37,6 +38,15 @@ class Media:
 
     def __init__(self, datasets: Sequence[Exportable], wanted: bool) -> None:
         self._datasets, self._wanted = datasets, wanted
+
+    def expect(self, places: pa.Table) -> None:
+        """Say what will be read next, for datasets whose media is far away."""
+        for number, dataset in enumerate(self._datasets if self._wanted else ()):
+            expect = getattr(getattr(dataset, "media", None), "expect", None)
+            if expect is not None:
+                mine = places.filter(pc.equal(places.column("part"), number))
+                columns = (mine.column(n).to_pylist() for n in ("image_path", "image_offset", "image_size"))
+                expect(r for r in zip(*columns, strict=True) if r[0] is not None)
 
     def read(self, places: list[dict[str, Any]], keys: list[str], row: int) -> shape.Media | None:
         """Extension and bytes of a sample's image; None when it has none, or none are exported."""
@@ -118,7 +128,7 @@ def write_shards(
         for number in todo:
             work.write(number)
     names = [name for n in range(plan.shards) for name in writer.files(n, plan.shards)]
-    return [name for name in names if not name.endswith("_stats.json")]  # they hold times, so their sizes differ
+    return [name for name in names if writer.is_data(name)]
 
 
 class _Work:
@@ -141,19 +151,21 @@ class _Work:
         self.attempt.keep = True
 
     def _chunks(self, number: int) -> Iterator[Chunk]:
-        for table, places in self.plan.shard(number, _CHUNK):
-            if self.stopped:
-                raise InterruptedError("another shard failed")
-            references, keys = places.to_pylist(), table.column("key").to_pylist()
-            yield Chunk(table, partial(self.media.read, references, keys))
-            if self.tick is not None:
-                with self._lock:
-                    self.tick(len(table))
+        for page, all_places in self.plan.shard(number, _PAGE):
+            self.media.expect(all_places)
+            for start in range(0, len(page), _CHUNK):
+                if self.stopped:
+                    raise InterruptedError("another shard failed")
+                table, places = page.slice(start, _CHUNK), all_places.slice(start, _CHUNK).to_pylist()
+                yield Chunk(table, partial(self.media.read, places, table.column("key").to_pylist()))
+                if self.tick is not None:
+                    with self._lock:
+                        self.tick(len(table))
 
 
 def _move(source: Path, goal: Path) -> None:
     """Put a whole file or folder in its place, where a killed attempt may have left one already."""
-    goal.parent.mkdir(exist_ok=True)
+    goal.parent.mkdir(parents=True, exist_ok=True)
     if goal.is_dir():
         shutil.rmtree(goal)
     source.replace(goal)

@@ -1,7 +1,7 @@
 """Keeps a pool full: items in, what became of them out, deaths and lost devices dealt with in between.
 
-The pool is started when the first item needs it, so that a run with nothing to do starts none. Raises RecipeError when no
-worker has what an item needs, StoreError when the lease is lost, and what a repeat does not mend.
+The pool is started when the first item needs it, so that a run with nothing to do starts none. Raises RecipeError when
+no worker has what an item needs, StoreError when the lease is lost, and what a repeat does not mend.
 """
 
 from __future__ import annotations

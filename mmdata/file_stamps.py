@@ -1,4 +1,4 @@
-"""Which files lie in a folder of the dataset, how big each is, and a stamp that another file of the name would not have.
+"""Which files lie in a folder of the dataset, how big each is, and a stamp that another file would not have.
 
 In: a store and a folder. Out: names, sizes in bytes and stamps, by listing alone: no file is opened. The stamp is the
 time of writing in ns on a local disk, and a digest of the ETag (or generation) on an object store; a copy of a file has

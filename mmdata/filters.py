@@ -161,6 +161,21 @@ class FilterEngine:
                 outcome[start:stop] = -2
         return outcome
 
+    def evaluate_together(
+        self, table: pa.Table, expressions: Sequence[CheckedExpression]
+    ) -> list[npt.NDArray[np.int8]] | None:
+        """What `evaluate` gives for each of them, in one query; None where one raises what TRY lets through."""
+        read = table.select(sorted({c for e in expressions for c in e.columns})) if table.num_columns else table
+        if not read.num_columns:
+            return None
+        listed = ", ".join(f"coalesce({_outcome(e.sql)}, -2) AS o{i}" for i, e in enumerate(expressions))
+        try:
+            with _table(self._connection, read):
+                found = self._connection.execute(f"SELECT {listed} FROM {_NAME}").fetchnumpy()
+        except (duckdb.ProgrammingError, duckdb.DataError):
+            return None
+        return [np.asarray(found[f"o{i}"], np.int8) for i in range(len(expressions))]
+
     def order(self, table: pa.Table, terms: Sequence[CheckedExpression]) -> npt.NDArray[np.int64]:
         """The row indexes, (N,) int64, in the order of the terms; ties by column `row_id`, ascending.
 

@@ -18,6 +18,7 @@ from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_j
 from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
 from mmdata.isolate import checked_columns
+from mmdata.older_rows import OlderDatasets, names_older
 from mmdata.operator_files import at
 from mmdata.plan import PlannedStep, Resolved, identity
 from mmdata.stage import Contract, Failed, Group
@@ -46,6 +47,7 @@ class GroupJob:
         self._seen = [b for b in before if step.over == "kept" or step.position in b.step.ungated_for]
         self._alive: dict[int, npt.NDArray[np.int64]] = {}
         self._row_ids: dict[int, npt.NDArray[np.int64]] = {}
+        self._older: OlderDatasets | None = None
         self.rows = 0
 
     def _view(self, shard: int) -> ShardView:
@@ -67,7 +69,13 @@ class GroupJob:
             self._alive[shard], self._row_ids[shard] = alive, view.row_ids
             parts.append((view.row_ids[alive], input_coverage(view, self._step, alive)))
             self.rows += len(alive)
-        name, document, full = identity(self._step, Resolved(), self._sets, rows_digest(parts))
+        older = None
+        if names_older(self._step):
+            known = {b.step.position: (b.set_name, b.document) for b in self._before if b.set_name}
+            self._older = OlderDatasets(self._step, self._store)
+            self._older.require_same(known)
+            older = self._older.digest()
+        name, document, full = identity(self._step, Resolved(), self._sets, rows_digest(parts), older)
         return BoundStep(self._step, name, document, full)
 
     def is_covered(self, files: Mapping[int, ColumnFile]) -> bool:
@@ -84,14 +92,15 @@ class GroupJob:
         order = self._engine.order(rows, self._step.order)
         ordered = rows.take(pa.array(order))
         try:
-            answer = operator(self._step.options).compute(ordered)
+            group = operator(self._step.options)
+            answer = group.compute(ordered) if self._older is None else group.compute_against(ordered, self._older)
             answered = _answered(operator.name, contract, answer, len(ordered))
         except MmdataError:
             raise
         except Exception as error:
             raise ContractError(
-                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}{at(error)}); "
-                "mend the group or its options and run again"
+                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}"
+                f"{at(error)}); mend the group or its options and run again"
             ) from error
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmdata import __version__
+from mmdata.block_lists import BlockLists
 from mmdata.columns import base_schema, row_id
 from mmdata.errors import StoreError
 from mmdata.ingest_journal import IngestJournal
@@ -90,14 +91,16 @@ def ingest_shard(
     attempt: str,
     tick: Callable[[int], None] | None = None,
     journal: IngestJournal | None = None,
+    blocks: BlockLists | None = None,
 ) -> IngestCounts:
     """Fetch and store the rows of one shard; commits `media/<shard>-<attempt>.tar`, then `rows/<shard>.g0.parquet`.
 
     `table` has `url` and `caption` and the source's extra columns, and optionally `uid`, the source's own name of each
     row. `attempt` is unique to this call. `tick` is told how many more rows are done, from this thread. With a
-    `journal`, a picture that killed its worker twice has status `decode` and the detail `worker_died`. When the
-    rows file exists (another attempt won, or this shard was done before), its counts are returned and nothing is
-    fetched or changed. Raises StoreError (disk, folder) and RetryableError (no network at all); a bad row never raises.
+    `journal`, a picture that killed its worker twice has status `decode` and the detail `worker_died`. What is on one
+    of `blocks` is not asked for, or not stored. When the rows file exists (another attempt won, or this shard was done
+    before), its counts are returned and nothing is fetched or changed. Raises StoreError (disk, folder) and
+    RetryableError (no network at all); a bad row never raises.
     """
     started = time.perf_counter()
     rows_name = f"rows/{shard_name(shard)}.g0.parquet"
@@ -107,7 +110,7 @@ def ingest_shard(
     urls = table.column("url").to_pylist()
     with store.scratch() as folder:
         with journal or nullcontext():
-            work = _ShardWork(shard, urls, fetch, folder / "media.tar", tick or (lambda _: None), journal)
+            work = _ShardWork(shard, urls, fetch, folder / "media.tar", tick or (lambda _: None), journal, blocks)
             _run(work.fetch_all())
         rows = _base_rows(shard, table, source_kind, fetch, work.found, tar_name)
         if any(found.offset is not None for found in work.found) and not store.commit(tar_name, work.tar_path):
@@ -141,6 +144,7 @@ class _ShardWork:
         tar_path: Path,
         tick: Callable[[int], None],
         journal: IngestJournal | None,
+        blocks: BlockLists | None,
     ) -> None:
         self.tar_path = tar_path
         self._urls = urls
@@ -148,6 +152,7 @@ class _ShardWork:
         self._shard = shard
         self._tick = tick
         self._journal = journal
+        self._blocks = blocks
         self._found: list[_Found | None] = [None] * len(urls)
 
     @property
@@ -160,7 +165,8 @@ class _ShardWork:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         try:
             with TarAppender(self.tar_path) as tar:
-                async with Client(_limits(self._fetch)) as client:
+                blocked = self._blocks.url if self._blocks is not None else None
+                async with Client(_limits(self._fetch), blocked) as client:
                     # Pictures that were in a decoder when a worker died go first, one at a time.
                     alone = self._journal.suspects if self._journal is not None else []
                     await self._worker(((index, self._urls[index]) for index in alone), client, pool, tar)
@@ -205,16 +211,18 @@ class _ShardWork:
     def _prepare(self, index: int, data: bytes) -> Prepared:
         """`prepare`, with the journal kept: what a decoder does to the process is then known to be this row's."""
         if self._journal is None:
-            return prepare(data, self._fetch)
+            return prepare(data, self._fetch, self._blocks)
         if index in self._journal.given_up:
             return Prepared("decode", "worker_died", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         with self._journal.decoding(index):
-            return prepare(data, self._fetch)
+            return prepare(data, self._fetch, self._blocks)
 
 
-def prepare(data: bytes, fetch: FetchOptions) -> Prepared:
+def prepare(data: bytes, fetch: FetchOptions, blocks: BlockLists | None = None) -> Prepared:
     """Check, decode, resize and encode one body; never raises: what decoders and encoders raise becomes a status."""
     known: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    if blocks is not None and (list_words := blocks.body(known["sha256"])) is not None:
+        return Prepared("blocked", list_words, **known)
     try:
         info = image.probe(data)
         known |= {"original_width_px": info.width, "original_height_px": info.height}
@@ -224,7 +232,7 @@ def prepare(data: bytes, fetch: FetchOptions) -> Prepared:
         if refused:
             return Prepared("filtered", refused, **known)
         with _one_big_picture if info.width * info.height > _BIG_PX else nullcontext():
-            return _stored(data, info, fetch, known)
+            return _stored(data, info, fetch, known, blocks)
     except image.DecodeError as error:
         return Prepared(error.kind, error.detail, **known)
     except Exception as error:  # noqa: BLE001  row isolation: whatever a picture does to a library, it costs this row
@@ -242,12 +250,20 @@ def _filtered(info: image.ImageInfo, fetch: FetchOptions) -> str | None:
     return None
 
 
-def _stored(data: bytes, info: image.ImageInfo, fetch: FetchOptions, known: dict[str, Any]) -> Prepared:
+def _stored(
+    data: bytes, info: image.ImageInfo, fetch: FetchOptions, known: dict[str, Any], blocks: BlockLists | None
+) -> Prepared:
+    looks = blocks is not None and blocks.looks
     if fetch.disable_all_reencoding:
         # A reduced scale reads every coefficient, so that a cut picture is found out all the same.
-        image.decode(data, 1 if fetch.decode == "fast" else None, fetch.max_pixels)
+        least = 1 if fetch.decode == "fast" and not looks else None
+    else:
+        least = _least_side(info, fetch)
+    picture = image.decode(data, least, fetch.max_pixels)
+    if blocks is not None and (list_words := blocks.picture(picture)) is not None:
+        return Prepared("blocked", list_words, **{**known, "exif": None})
+    if fetch.disable_all_reencoding:
         return _as_fetched(data, info, known)
-    picture = image.decode(data, _least_side(info, fetch), fetch.max_pixels)
     resized = image.resize(
         picture,
         fetch.image_size,

@@ -44,8 +44,8 @@ class Intake:
     def _context(self, number: int, source: Any, worker_run: str) -> IngestContext:
         adopting = source if isinstance(source, AdoptingSource) else None
         own, extra = self._proved.schemas[number], self._proved.extra
-        store, fetch = self._proved.store, self._recipe.fetch
-        return IngestContext(store, self._document.id, source.kind, fetch, worker_run, adopting, own, extra)
+        store, fetch, block = self._proved.store, self._recipe.fetch, self._proved.block
+        return IngestContext(store, self._document.id, source.kind, fetch, worker_run, adopting, own, extra, block)
 
     def items(self, there: Container[int]) -> Iterator[Item]:
         """Shards that are not among those `there`; a source all of whose shards are known to be is not read."""

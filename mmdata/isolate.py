@@ -108,7 +108,9 @@ def _undecodable(contract: Contract, batch: Batch) -> list[tuple[int, Failed]]:
         if not cache.has_media(row):
             found.append((index, Failed("missing_media")))
             continue
-        error = next(filter(None, (cache.error(row, p) for p in contract.pixels)), None)
+        wanted = contract.pixels
+        tries = (cache.error(row, p) for p in wanted) if wanted else iter([cache.unreadable(row)])
+        error = next(filter(None, tries), None)
         if error is not None:
             found.append((index, _media_failure(error)))
     return found

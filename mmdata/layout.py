@@ -131,6 +131,8 @@ def project(table: pa.Table, columns: Iterable[ExportColumn]) -> pa.Table:
     for column in columns:
         if column.source is None:
             arrays.append(pa.array([_CONSTANTS[column.name][0]] * len(table), column.type))
+        elif column.source not in table.column_names:  # another dataset of a mix has it
+            arrays.append(pa.nulls(len(table), column.type))
         else:
             arrays.append(table.column(column.source).cast(column.type))
         fields.append(pa.field(column.name, column.type))
@@ -166,7 +168,7 @@ class Survey:
 
     `rows`, `media_bytes`, `value_bytes` (about what the values take in memory); `extensions`: image extension → rows
     (`None`: rows without an image); `has_captions`;
-    `json_columns()`; `digest()`: sha256 over every exported value and the size of each image.
+    `json_columns()`; `full_columns()`; `digest()`: sha256 over every exported value and the size of each image.
     """
 
     def __init__(self, columns: Sequence[ExportColumn]) -> None:
@@ -177,6 +179,7 @@ class Survey:
         self.extensions: Counter[str | None] = Counter()
         self.has_captions = False
         self._fits = {c.name for c in columns}
+        self._full = {c.name for c in columns}
         self._hash = hashlib.sha256()
 
     def add(self, shard: int, kept: pa.Table, as_members: bool, also: Sequence[str] = ()) -> None:
@@ -188,8 +191,9 @@ class Survey:
         self.rows += len(table)
         self.media_bytes += pc.sum(kept.column("image_size")).as_py() or 0
         self.extensions.update(_extension(e) for e in kept.column("image_ext").to_pylist())
-        self.has_captions |= table.column("caption").null_count < len(table)
+        self.has_captions |= kept.column("caption").null_count < len(table)
         self._fits = {n for n in self._fits if fits_json(table.column(n))}
+        self._full = {n for n in self._full if not table.column(n).null_count}
         if as_members:
             _check_keys(shard, table.column("key"))
         decides = pa.table(
@@ -202,6 +206,10 @@ class Survey:
     def json_columns(self, with_nulls: bool) -> tuple[str, ...]:
         """Names that go into each sample's `.json`; `with_nulls`: all but embeddings, whatever they hold."""
         return tuple(c.name for c in self.columns if c.name in self._fits or (with_nulls and not is_embedding(c.type)))
+
+    def full_columns(self) -> tuple[str, ...]:
+        """Names of the columns without a NULL."""
+        return tuple(c.name for c in self.columns if c.name in self._full)
 
     def digest(self) -> str:
         """Hex sha256 of what was added, in order."""

@@ -1,180 +1,111 @@
-"""What readers see: the verdict of every row, and `current.json`, which names the one file of everything.
+"""The ledger of a run: which shards have verdicts that hold, and at the end the selection that readers see.
 
-A run that changes any verdict writes a new folder `verdicts/<chain>-<run>` and moves `current.json` to it at its end:
-until then readers see the previous answer, whole.
+Also `dataset.json`, which says what a dataset was made of. What readers see of it is in `mmdata.selections`: until a
+run moves `current.json` at its end, they see the previous answer, whole.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from mmdata.column_files import ColumnFile, shard_name, write_parquet
 from mmdata.columns import FORMAT_VERSION
+from mmdata.coverage_log import CoverageLog
 from mmdata.errors import StoreError
+from mmdata.numbered_files import NumberedFiles
+from mmdata.selections import Current, CurrentStep, Listed, files_table, load_selections, publish, utc_now
 from mmdata.store import Store
 from mmdata.survivors import BoundStep
+from mmdata.verdict_work import Settled, add_counts
 
 __all__ = ["Current", "CurrentStep", "DatasetDocument", "Ledger", "dataset_document", "new_dataset", "update_dataset"]
 
-
-@dataclass(frozen=True)
-class CurrentStep:
-    """A step as readers need it: where its values are and what they are called."""
-
-    position: int
-    name: str
-    kind: str
-    set_name: str = ""
-    outputs: tuple[tuple[str, str], ...] = ()  # (own, visible)
-    reason_column: str = ""
-    sql: str = ""
-    aside: tuple[tuple[str, str], ...] = ()  # embeddings as (own, visible): not in `samples`, read where they are named
-
-
-@dataclass(frozen=True)
-class Current:
-    """`current.json`: the chain of the last finished run, and the one file of every shard for everything.
-
-    `rows`, `verdicts` and each of `sets` are file names in the order of `shards`. `counts` is (verdict, position,
-    reason, rows) for every combination there is.
-    """
-
-    chain: str
-    run: str
-    recipe: str
-    shards: tuple[int, ...]
-    rows: tuple[str, ...]
-    verdicts: tuple[str, ...]
-    sets: Mapping[str, tuple[str, ...]]
-    steps: tuple[CurrentStep, ...]
-    counts: tuple[tuple[str, int | None, str | None, int], ...]
-
-    @property
-    def transient(self) -> int:
-        """Rows that failed for a transient reason."""
-        return sum(n for _, _, reason, n in self.counts if reason is not None and reason.startswith("!"))
-
-    def to_bytes(self) -> bytes:
-        """JSON."""
-        document = {
-            "format": FORMAT_VERSION,
-            "chain": self.chain,
-            "run": self.run,
-            "recipe": self.recipe,
-            "shards": self.shards,
-            "rows": self.rows,
-            "verdicts": self.verdicts,
-            "sets": dict(self.sets),
-            "steps": [vars(s) for s in self.steps],
-            "counts": self.counts,
-        }
-        return json.dumps(document, indent=1).encode()
-
-    @classmethod
-    def load(cls, store: Store) -> Current | None:
-        """None when no run has finished; StoreError when the file is torn or of another format."""
-        data = store.read_if_there("current.json")
-        if data is None:
-            return None
-        try:
-            found = json.loads(data)
-            if found["format"] != FORMAT_VERSION:
-                raise StoreError(f"{store.url} has format {found['format']}, this mmdata reads format {FORMAT_VERSION}")
-            steps = [CurrentStep(**{**s, **_pairs(s)}) for s in found["steps"]]
-            return cls(
-                found["chain"],
-                found["run"],
-                found["recipe"],
-                tuple(found["shards"]),
-                tuple(found["rows"]),
-                tuple(found["verdicts"]),
-                {name: tuple(files) for name, files in found["sets"].items()},
-                tuple(steps),
-                tuple((v, p, r, n) for v, p, r, n in found["counts"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"current.json of {store.url} is damaged ({error!r}); run the recipe again") from None
+Integers = npt.NDArray[np.int64]
 
 
 class Ledger:
-    """Collects the verdicts of a run in the folder `scratch`, and publishes them when readers see others."""
+    """The verdicts of one run, on their way to the selection `name`. `chain` is the hash of all its steps."""
 
-    def __init__(self, store: Store, chain: str, run: str, scratch: Path) -> None:
-        self._store, self._chain, self._run, self._scratch = store, chain, run, scratch
-        self._written: dict[int, Path] = {}
-        self._counts: Counter[tuple[str, int | None, str | None]] = Counter()
+    def __init__(self, store: Store, log: CoverageLog, name: str, chain: str, run: str) -> None:
+        self._store, self._log, self._name, self._chain, self._run = store, log, name, chain, run
+        self._earlier: dict[int, str] | None = None
 
-    def add(self, shard: int, table: pa.Table) -> None:
-        """The verdicts of one shard, rows in base order."""
-        self._written[shard] = self._scratch / f"{shard_name(shard)}.parquet"
-        write_parquet(table, self._written[shard])
-        grouped = table.group_by(["verdict", "step", "reason"]).aggregate([([], "count_all")]).to_pylist()
-        for row in grouped:
-            self._counts[row["verdict"], row["step"], row["reason"]] += row["count_all"]
+    @property
+    def folder(self) -> str:
+        """Where the verdicts that this run writes lie."""
+        return f"verdicts/{self._chain}-{self._run}"
+
+    def todo(self, shards: Integers) -> Integers:
+        """The shards, of these, whose rows have no verdicts by the files that are there now."""
+        judged = self._log.judged(self._chain, shards)["shard"].to_numpy()
+        is_known = np.asarray(pc.is_valid(self._log.row_facts(shards)["rows"]).to_numpy(), bool)
+        return np.setdiff1d(shards, np.intersect1d(judged, shards[is_known]))
+
+    def earlier(self, shard: int) -> str:
+        """The verdict file that a selection of the same chain has for a shard, which may still hold; or empty."""
+        if self._earlier is None:
+            same = [c for c in load_selections(self._store)[0].values() if c.chain == self._chain]
+            self._earlier = {}
+            for current in sorted(same, key=lambda c: c.name == self._name):
+                if self._store.exists(current.files):
+                    self._earlier.update(zip(current.shards, current.verdicts, strict=True))
+        return self._earlier.get(shard, "")
+
+    def take(self, settled: Settled) -> None:
+        """The verdicts of a shard are written."""
+        self._log.add_verdicts(self._chain, settled)
 
     def publish(
-        self,
-        recipe: str,
-        rows: Mapping[int, str],
-        steps: Sequence[BoundStep],
-        files: Mapping[str, Mapping[int, ColumnFile]],
-        hold: Callable[[], None],
+        self, recipe: str, shards: Integers, steps: Sequence[BoundStep], hold: Callable[[], None]
     ) -> tuple[Current, bool]:
-        """Write what is new and move `current.json`; returns what readers see now, and whether anything changed.
+        """Move `current.json` where it says something else; returns the selection, and whether that is new.
 
-        `hold` raises when another run has taken the dataset over. What that run publishes is never overwritten: it is
-        either there when `hold` is called, or `current.json` is no longer what was read before.
+        `hold` raises when another run has taken the dataset over. StoreError when a shard's verdicts are gone.
         """
-        before = self._store.read_if_there("current.json")
-        hold()
-        previous = Current.load(self._store)
-        shards = tuple(sorted(self._written))
-        same = previous is not None and previous.chain == self._chain and previous.shards == shards
-        if same and previous is not None and self._same_verdicts(previous):
-            names, run = previous.verdicts, previous.run
-        else:
-            names, run = self._commit(shards), self._run
-        counts = sorted(((*k, n) for k, n in self._counts.items()), key=repr)
+        judged = self._log.judged(self._chain, shards)
+        if not np.array_equal(judged["shard"].to_numpy(), shards):
+            raise StoreError(f"verdicts of {self._store.url} went away while they were written; run again")
         current = Current(
+            self._name,
             self._chain,
-            run,
+            self._run,
             recipe,
-            shards,
-            tuple(rows[s] for s in shards),
-            names,
-            {b.set_name: tuple(files[b.set_name][s].name for s in shards) for b in steps if b.set_name},
             tuple(_current_step(b) for b in steps),
-            tuple(counts),
+            add_counts([tuple(map(tuple, json.loads(text))) for text in judged["counts"].to_pylist()]),
+            f"state/selection-{self._chain}-{self._run}.parquet",
+            utc_now(),
+            sum(judged["covered"].to_pylist()),
+            self._log.keys(),
+            self._store,
         )
-        data = current.to_bytes()
-        if data == before:
-            return current, False
-        hold()
-        if not self._store.replace("current.json", data, before):
-            raise StoreError(f"another run finished on {self._store.url} meanwhile; run the same command again")
-        return current, True
+        published = publish(self._store, current, self._table(shards, judged, steps), hold)
+        selections = load_selections(self._store)[0].values()
+        self._log.merge({key for c in selections for key in c.log_keys})
+        return published
 
-    def _same_verdicts(self, previous: Current) -> bool:
-        for shard, name in zip(previous.shards, previous.verdicts, strict=True):
-            ours = pq.read_table(self._written[shard], use_threads=False)
-            if not self._store.exists(name) or not self._store.read_table(name).equals(ours):
-                return False
-        return True
+    def _table(self, shards: Integers, judged: pa.Table, steps: Sequence[BoundStep]) -> pa.Table:
+        files = {"rows": _listed(self._log.rows, shards)}
+        verdicts = (tuple(judged[name].to_pylist()) for name in ("name", "size", "stamp"))
+        files["verdicts"] = Listed(*verdicts)
+        for bound in steps:
+            if bound.set_name:
+                files[bound.set_name] = _listed(self._log.sets[bound.set_name].files, shards)
+        facts = self._log.row_facts(shards)
+        keys = facts["key_min"].to_pylist(), facts["key_max"].to_pylist()
+        inputs = self._log.inputs(self._chain, shards)
+        return files_table(shards.tolist(), facts["rows"].to_pylist(), inputs, keys, files)
 
-    def _commit(self, shards: Iterable[int]) -> tuple[str, ...]:
-        names = []
-        for shard in shards:
-            names.append(f"verdicts/{self._chain}-{self._run}/{shard_name(shard)}.parquet")
-            self._store.commit(names[-1], self._written[shard])
-        return tuple(names)
+
+def _listed(files: NumberedFiles, shards: Integers) -> Listed:
+    found = files.at(files.places(shards)[0])
+    return Listed(tuple(found.names()), tuple(found.sizes.tolist()), tuple(found.stamps.tolist()))
 
 
 def _current_step(bound: BoundStep) -> CurrentStep:
@@ -185,11 +116,6 @@ def _current_step(bound: BoundStep) -> CurrentStep:
     )
 
 
-def _pairs(step: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
-    """The (own, visible) pairs of a step, as JSON gave them."""
-    return {name: tuple((own, visible) for own, visible in step.get(name, ())) for name in ("outputs", "aside")}
-
-
 @dataclass
 class DatasetDocument:
     """`dataset.json`: what the dataset was made of; `data` is the file as read, for the conditional put."""
@@ -198,6 +124,7 @@ class DatasetDocument:
     sources: list[dict[str, Any]]
     fetch: dict[str, Any]
     columns: list[list[str]] = field(default_factory=list)  # extra source columns as [name, Arrow type]
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # {lists: kind → fingerprint, first_shard: checked so}
     data: bytes | None = None
 
     def to_bytes(self) -> bytes:
@@ -208,6 +135,7 @@ class DatasetDocument:
             "sources": self.sources,
             "fetch": self.fetch,
             "columns": self.columns,
+            "blocks": self.blocks,
         }
         return json.dumps(document, indent=1, sort_keys=True).encode()
 
@@ -221,7 +149,8 @@ def dataset_document(store: Store) -> DatasetDocument | None:
         found = json.loads(data)
         if found["format"] != FORMAT_VERSION:
             raise StoreError(f"{store.url} has format {found['format']}, this mmdata reads format {FORMAT_VERSION}")
-        return DatasetDocument(found["id"], found["sources"], found["fetch"], found["columns"], data)
+        blocks = found.get("blocks", [])
+        return DatasetDocument(found["id"], found["sources"], found["fetch"], found["columns"], blocks, data)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"dataset.json of {store.url} is damaged ({error!r}); restore it from a backup") from None
 

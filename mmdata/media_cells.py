@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from mmdata.sources.places import is_local
 
-__all__ = ["Cells", "split_cell"]
+__all__ = ["HELD_BYTES", "Cells", "split_cell"]
 
 HELD_BYTES = 256 << 20
 _OPEN_FILES = 16

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -46,7 +46,7 @@ class MediaReader:
     def __init__(self, store: Store, held_bytes: int = HELD_BYTES) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._handles: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._handles: OrderedDict[str, _Descriptor] = OrderedDict()
         self._remote: OrderedDict[str, RemoteFile] = OrderedDict()
         self._cells = Cells(self._bring, held_bytes)
         self._stack = contextlib.ExitStack()
@@ -119,14 +119,14 @@ class MediaReader:
         with self._lock:
             file = self._handles.get(path)
             if file is None:
-                file = self._handles[path] = open(path, "rb", buffering=0)  # noqa: SIM115  kept open, closed in close
+                file = self._handles[path] = _Descriptor(path)
                 if len(self._handles) > _HANDLES:
                     self._handles.popitem(last=False)  # closed when its last reader lets go of it
             self._handles.move_to_end(path)
         if offset == 0:
-            size = max(size, os.fstat(file.fileno()).st_size)  # a file of its own must have just this size
+            size = max(size, os.fstat(file.number).st_size)  # a file of its own must have just this size
         parts = []
-        while size > 0 and (part := os.pread(file.fileno(), size, offset)):
+        while size > 0 and (part := os.pread(file.number, size, offset)):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)
@@ -197,6 +197,17 @@ class MediaReader:
         self._cells.close()
         self._stack.close()
         self._folder = None
+
+
+class _Descriptor:
+    """An open file, closed when the last who holds it lets go of it: a thread may read while another drops it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 def _is_relative(path: str) -> bool:

@@ -26,8 +26,21 @@ from typing import Protocol, TypeVar
 from mmdata.errors import MissingExtra, RecipeError, StoreError
 
 __all__ = [
-    "ABSENT", "ATTEMPTS", "TOKEN", "Busy", "Found", "Listed", "ObjectStore", "Taken", "Unfinished", "UploadGone", "Wire",
-    "bucket_path", "open_objects", "require_plain",
+    "ABSENT",
+    "ATTEMPTS",
+    "TOKEN",
+    "Busy",
+    "Found",
+    "Listed",
+    "ObjectStore",
+    "Parts",
+    "Taken",
+    "Unfinished",
+    "UploadGone",
+    "Wire",
+    "bucket_path",
+    "open_objects",
+    "require_plain",
 ]  # fmt: skip
 
 ABSENT = None  # as a condition: the name must be free
@@ -47,21 +60,24 @@ _ENVIRONMENT = ("AWS_", "FSSPEC_", "GOOGLE_", "STORAGE_", "AZURE_", "HTTP_PROXY"
 T = TypeVar("T")
 
 
-class Taken(Exception):  # noqa: N818  an answer, not an error
+class Taken(Exception):
     """The condition of a put did not hold; perhaps because an earlier try of the same put has made it so."""
 
 
-class UploadGone(Exception):  # noqa: N818  an answer, not an error
+class UploadGone(Exception):
     """An upload in parts is not there any more: it was completed, or given up."""
 
 
-class Busy(Exception):  # noqa: N818  an answer, not an error
+class Busy(Exception):
     """No answer, or one that says "later". What was asked may have been done."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object, or the part of it that was asked for: whole size, version tag, attempt token, `modified` in s."""
+    """An object, or the part of it that was asked for: whole size, version tag, `modified` in s since the epoch.
+
+    `token` of the attempt that made it: only `head` promises it.
+    """
 
     size: int
     tag: str
@@ -90,15 +106,37 @@ class Unfinished:
     size: int
 
 
-class Wire(Protocol):
-    """One request a method; paths are `bucket/key`. Raises Taken, Busy, UploadGone, FileNotFoundError or OSError."""
+class Parts(Protocol):
+    """Uploads in parts, where a store needs them for large files. Raises as `Wire` does, and UploadGone."""
 
-    one_put_bytes: int
+    part_bytes: int
     """Larger files go up in parts of this size, or a multiple."""
+
+    def begin(self, path: str, token: str) -> str:
+        """Begin an upload in parts."""
+
+    def put_part(self, path: str, upload: str, number: int, data: bytes) -> str:
+        """The part's tag; numbers count from 1."""
+
+    def finish(self, path: str, upload: str, parts: list[str]) -> None:
+        """Publish the parts as one object if there is none: this is the commit."""
+
+    def abort(self, path: str, upload: str) -> None:
+        """Give the parts up."""
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Uploads below `prefix` that were begun and not ended."""
+
+
+class Wire(Protocol):
+    """One request a method; paths are `bucket/key`. Raises Taken, Busy, FileNotFoundError or OSError."""
+
+    parts: Parts | None
+    """None: `put` streams files of any size."""
     no_tag: str
     """A version tag that no object has."""
 
-    def put(self, path: str, data: bytes, token: str, tag: str | None) -> None:
+    def put(self, path: str, source: bytes | Path, token: str, tag: str | None) -> None:
         """Put the object if it has this version tag, or, with ABSENT, if there is none."""
 
     def get(self, path: str, first: int = 0, stop: int | None = None) -> Found:
@@ -107,26 +145,11 @@ class Wire(Protocol):
     def head(self, path: str) -> Found:
         """The object without its bytes."""
 
-    def list(self, prefix: str, deep: bool) -> Iterator[Listed]:
+    def entries(self, prefix: str, deep: bool) -> Iterator[Listed]:
         """What begins with `prefix`, which ends in `/`; folders are told only when not `deep`."""
 
     def delete(self, path: str) -> None:
         """Delete it; no error when it is absent."""
-
-    def begin(self, path: str, token: str) -> str:
-        """Begin an upload in parts."""
-
-    def put_part(self, path: str, upload: str, number: int, data: bytes) -> str:
-        """The part's tag; numbers count from 1."""
-
-    def finish(self, path: str, upload: str, token: str, parts: list[str]) -> None:
-        """Publish the parts as one object if there is none: this is the commit."""
-
-    def abort(self, path: str, upload: str) -> None:
-        """Give the parts up."""
-
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        """Uploads below `prefix` that were begun and not ended."""
 
 
 def require_plain(url: str) -> tuple[str, str]:
@@ -204,47 +227,47 @@ class ObjectStore:
     def put_if_absent(self, path: str, source: Path) -> bool:
         """Publish a local file; False, and no change, when an object of another attempt has the name."""
         token = secrets.token_hex(16)
-        in_parts = source.stat().st_size > self._wire.one_put_bytes
-        if in_parts and self.size(path) is not None:
+        parts = self._wire.parts
+        if parts is not None and source.stat().st_size <= parts.part_bytes:
+            parts = None
+        if parts is not None and self.size(path) is not None:
             return False  # before it is sent for nothing
 
         def attempt() -> bool:
             try:
-                if in_parts:
-                    self._upload(path, source, token)
+                if parts is None:
+                    self._wire.put(path, source, token, ABSENT)
                 else:
-                    self._wire.put(path, source.read_bytes(), token, ABSENT)
+                    self._upload(parts, path, source, token)
             except (Taken, UploadGone):
-                try:
-                    return self._wire.head(path).token == token
-                except FileNotFoundError:
+                if self._is_ours(path, token):
+                    return True
+                if self.size(path) is None:
                     raise Busy("the name was taken, and is free again") from None
+                return False
             return True
 
         return self._tried(f"put {path}", attempt)
 
-    def _upload(self, path: str, source: Path, token: str) -> None:
+    def _upload(self, wire: Parts, path: str, source: Path, token: str) -> None:
         """In parts, a few at once; what is in memory is bounded by them."""
         size = source.stat().st_size
-        part_bytes = self._wire.one_put_bytes * (1 + size // (9_000 * self._wire.one_put_bytes))
-        count = -(-size // part_bytes)
-        upload = self._tried(f"begin {path}", lambda: self._wire.begin(path, token))
+        part_bytes = wire.part_bytes * (1 + size // (9_000 * wire.part_bytes))  # a store takes 10,000 parts
+        upload = self._tried(f"begin {path}", lambda: wire.begin(path, token))
 
         def part(number: int) -> str:
             with source.open("rb") as file:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
-            return self._tried(
-                f"put part {number} of {path}", lambda: self._wire.put_part(path, upload, number, data)
-            )
+            return self._tried(f"put part {number} of {path}", lambda: wire.put_part(path, upload, number, data))
 
         try:
             with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
-                parts = list(pool.map(part, range(1, count + 1)))
-            self._tried(f"finish {path}", lambda: self._wire.finish(path, upload, token, parts))
+                tags = list(pool.map(part, range(1, -(-size // part_bytes) + 1)))
+            self._tried(f"finish {path}", lambda: wire.finish(path, upload, tags))
         except BaseException:
             with contextlib.suppress(Busy, OSError, UploadGone):
-                self._wire.abort(path, upload)
+                wire.abort(path, upload)
             raise
 
     def replace(self, path: str, data: bytes, expected: bytes | None) -> bool:
@@ -257,15 +280,14 @@ class ObjectStore:
 
         def attempt() -> bool:
             found = self._found(path)
-            if found is not None and found.token == token:
+            if found is not None and found.data == data and self._is_ours(path, token):
                 return True  # an earlier try whose answer was lost
             if (None if found is None else found.data) != expected:
                 return False
             try:
                 self._wire.put(path, data, token, ABSENT if found is None else found.tag)
             except Taken:
-                found = self._found(path)
-                return found is not None and found.token == token
+                return self._is_ours(path, token)
             return True
 
         replaced = self._tried(f"put {path}", attempt)
@@ -297,6 +319,12 @@ class ObjectStore:
                     "If-Match), which keeps two runs apart; use a server, or a newer version of it, that honours it"
                 )
         self._proved.add(bucket)
+
+    def _is_ours(self, path: str, token: str) -> bool:
+        try:
+            return self._wire.head(path).token == token
+        except FileNotFoundError:
+            return False
 
     def _found(self, path: str) -> Found | None:
         try:
@@ -331,10 +359,10 @@ class ObjectStore:
         """When it was put, in seconds since the epoch, by the store's clock; FileNotFoundError."""
         return self._tried(f"head {path}", lambda: self._wire.head(path)).modified
 
-    def list(self, folder: str, *, deep: bool = False) -> list[Listed]:
+    def entries(self, folder: str, *, deep: bool = False) -> list[Listed]:
         """Entries directly in `folder`, or with `deep` every object below it."""
         prefix = folder.rstrip("/") + "/"
-        found = self._tried(f"list {prefix}", lambda: [*self._wire.list(prefix, deep)])
+        found = self._tried(f"list {prefix}", lambda: [*self._wire.entries(prefix, deep)])
         return [entry for entry in found if entry.path != prefix and not (deep and entry.path.endswith("/"))]
 
     def delete(self, path: str) -> None:
@@ -343,13 +371,16 @@ class ObjectStore:
 
     def unfinished(self, folder: str) -> list[Unfinished]:
         """Uploads below `folder` whose process died, or still sends."""
-        prefix = folder.rstrip("/") + "/"
-        return self._tried(f"list the uploads of {prefix}", lambda: [*self._wire.unfinished(prefix)])
+        parts, prefix = self._wire.parts, folder.rstrip("/") + "/"
+        if parts is None:
+            return []
+        return self._tried(f"list the uploads of {prefix}", lambda: [*parts.unfinished(prefix)])
 
     def abort(self, found: Unfinished) -> None:
         """Give an unfinished upload up; no error when it has ended by now."""
-        with contextlib.suppress(UploadGone, FileNotFoundError):
-            self._tried(f"abort {found.path}", lambda: self._wire.abort(found.path, found.upload))
+        if (parts := self._wire.parts) is not None:
+            with contextlib.suppress(UploadGone, FileNotFoundError):
+                self._tried(f"abort {found.path}", lambda: parts.abort(found.path, found.upload))
 
     def _tried(self, what: str, call: Callable[[], T]) -> T:
         """`call`, again while it is Busy, later and later and never in step with others; then StoreError."""

@@ -322,14 +322,21 @@ def base_identity(step: PlannedStep, sets: Mapping[int, str]) -> str:
 
 
 def identity(
-    step: PlannedStep, resolved: Resolved, sets: Mapping[int, str], digest: str | None = None
+    step: PlannedStep,
+    resolved: Resolved,
+    sets: Mapping[int, str],
+    digest: str | None = None,
+    older: str | None = None,
 ) -> tuple[str, dict[str, Any], str]:
     """(set name, identity document, full hash) of a stage, or of a group over the rows that `digest` names.
 
-    `sets` gives the set name of every earlier step that makes columns.
+    `sets` gives the set name of every earlier step that makes columns; `older` is the digest of the rows of other
+    datasets that a group compares its own with.
     """
     assert step.operator is not None
     document = _identity_document(step, resolved, sets, digest)
+    if older is not None:
+        document["older_rows"] = older
     full = _digest(document)
     return f"{step.operator.name}-{full[:16]}", document, full
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from mmdata.adopt import adopt_shard
+from mmdata.block_lists import BlockFiles
 from mmdata.column_files import ColumnFile
 from mmdata.filters import FilterEngine
 from mmdata.ingest import ingest_shard
@@ -52,6 +53,7 @@ class IngestContext:
     source: AdoptingSource | None = None  # None = a list of URLs, whose rows come with the item
     own: pa.Schema | None = None  # the source's extra columns
     extra: pa.Schema | None = None  # the dataset's
+    block: BlockFiles | None = None  # what must not get in
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,15 @@ def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
     global _engine
     if item.kind == "ingest":
         assert isinstance(context, IngestContext)
+        blocks = context.block.load() if context.block is not None else None
         if item.part is not None:
             assert context.source is not None
             own, extra, rows = context.own or pa.schema([]), context.extra or pa.schema([]), context.fetch.shard_rows
-            return adopt_shard(context.store, item.shard, context.source, item.part, own, extra, rows, tick)
+            return adopt_shard(context.store, item.shard, context.source, item.part, own, extra, rows, tick, blocks)
         assert item.rows is not None
         journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
         kind, fetch = context.source_kind, context.fetch
-        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, tick, journal)
+        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, tick, journal, blocks)
     if item.kind == "resolve":
         return resolve_stage(*context)
     assert isinstance(context, PassContext)

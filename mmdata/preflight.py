@@ -6,6 +6,7 @@ In: a recipe. Out: a `Proved`, or one clear error. Nothing is written here.
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from mmdata.attach_work import check_files
+from mmdata.block_lists import BlockFiles, block_files
 from mmdata.columns import base_schema
 from mmdata.errors import RecipeError, SourceError
 from mmdata.layout import export_columns
 from mmdata.ledger import DatasetDocument, dataset_document
 from mmdata.local_disk import TEMPORARY
+from mmdata.older_rows import require_older
 from mmdata.plan import Plan, plan_recipe
 from mmdata.publish import Target
 from mmdata.recipe import Recipe
@@ -45,6 +48,7 @@ class Proved:
     schemas: tuple[pa.Schema, ...]
     extra: pa.Schema
     added: int = 0
+    block: BlockFiles | None = None
 
 
 def prove(recipe: Recipe) -> Proved:
@@ -59,12 +63,14 @@ def prove(recipe: Recipe) -> Proved:
         export_columns(_kept_schema(plan, extra), recipe.export.columns)  # columns that exist
     store = Store(recipe.dataset)
     check_files(plan.steps, store)
+    require_older(plan.steps, store)
     if recipe.export is not None:
         Target(recipe.export.path, store).require_free()
     described = [_described(source, schema) for source, schema in zip(recipe.sources, schemas, strict=True)]
     if store.is_local and os.path.exists(store.root) and not os.path.isdir(store.root):
         raise RecipeError(f"dataset {store.url} is a file; name a folder")
     columns = [[f.name, str(f.type)] for f in extra]
+    block = block_files(recipe.block) if recipe.block is not None and recipe.block.paths else None
     found = dataset_document(store)
     if found is not None:
         _require_same(recipe, store, found, described)
@@ -73,7 +79,8 @@ def prove(recipe: Recipe) -> Proved:
             _require_rows(new)
             found.sources += described[len(found.sources) :]
             found.columns = columns
-        return Proved(plan, store, found, schemas, extra, len(new))
+        plan = replace(plan, warnings=(*plan.warnings, *_with_blocks(found, store, block)))
+        return Proved(plan, store, found, schemas, extra, len(new), block)
     foreign = [name for name, _ in store.entries("") if name not in _OURS and not name.startswith(TEMPORARY)]
     if foreign:
         raise RecipeError(
@@ -82,7 +89,23 @@ def prove(recipe: Recipe) -> Proved:
     _require_rows(recipe.sources)
     described[0]["first_shard"] = 0
     document = DatasetDocument(uuid.uuid4().hex, described, recipe.fetch.model_dump(mode="json"), columns)
-    return Proved(plan, store, document, schemas, extra)
+    _with_blocks(document, None, block)
+    return Proved(plan, store, document, schemas, extra, block=block)
+
+
+def _with_blocks(document: DatasetDocument, store: Store | None, block: BlockFiles | None) -> list[str]:
+    """Note the lists from the first shard on that they are for; a warning when those that are there had others."""
+    lists = block.described() if block is not None else {}
+    if (document.blocks[-1]["lists"] if document.blocks else {}) == lists:
+        return []
+    if block is not None:
+        block.load()  # what is wrong with their values is told now
+    there = store.row_files() if store is not None else {}
+    first = next(shard for shard in itertools.count() if shard not in there)
+    document.blocks.append({"lists": lists, "first_shard": first})
+    if not there:
+        return []
+    return [f"the lists under block are not those of the {len(there)} shards there are: they apply to new shards only"]
 
 
 def _extra_columns(recipe: Recipe) -> tuple[tuple[pa.Schema, ...], pa.Schema]:
@@ -143,9 +166,7 @@ def _kept_schema(plan: Plan, extra: pa.Schema) -> pa.Schema:
     return pa.schema(list(fields.values()))
 
 
-def _require_same(
-    recipe: Recipe, store: Store, found: DatasetDocument, described: Sequence[Mapping[str, Any]]
-) -> None:
+def _require_same(recipe: Recipe, store: Store, found: DatasetDocument, described: Sequence[Mapping[str, Any]]) -> None:
     """An existing dataset is edited by its steps and grows by sources; another source or fetch would make another."""
     cure = f"name another dataset folder, or remove {store.url} to build it anew"
     if len(described) < len(found.sources):
@@ -164,9 +185,7 @@ def _require_same(
             raise RecipeError(f"dataset {store.url} was made with fetch.{name}: {was!r}, not {is_now!r}; {cure}")
 
 
-def _require_same_source(
-    made: str, name: str, source: Mapping[str, Any], now: Mapping[str, Any], cure: str
-) -> None:
+def _require_same_source(made: str, name: str, source: Mapping[str, Any], now: Mapping[str, Any], cure: str) -> None:
     path, adopts = now["options"]["path"], now["kind"] != "urls"
     if source["kind"] != now["kind"]:
         raise RecipeError(f"{made} with {name}.kind: {source['kind']!r}, not {now['kind']!r}; {cure}")

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from mmdata.base_rows import rows_differ
 from mmdata.columns import ROWS_PER_SHARD_BITS
 from mmdata.errors import StoreError
 from mmdata.ledger import Current, CurrentStep
@@ -33,6 +34,12 @@ def _files(store: Store, names: Sequence[str]) -> str:
     return f"read_parquet([{paths}])"
 
 
+def rows_files(store: Store, names: Sequence[str]) -> str:
+    """Base rows as a table function: where appended sources brought further columns, these are NULL in older shards."""
+    found = _files(store, names)
+    return f"{found[:-1]}, union_by_name = true)" if rows_differ(store) else found
+
+
 def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     """A connection with the views of what readers see now; StoreError when a file does not hold its shard's rows."""
     connection = duckdb.connect(":memory:")
@@ -40,7 +47,7 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     if not store.is_local:
         connection.register_filesystem(store.fs)
     _require_same_rows(connection, store, current)
-    connection.execute(f"CREATE VIEW rows AS SELECT * FROM {_files(store, current.rows)}")
+    connection.execute(f"CREATE VIEW rows AS SELECT * FROM {rows_files(store, current.rows)}")
     connection.execute(f"CREATE VIEW verdicts AS SELECT * FROM {_files(store, current.verdicts)}")
     connection.execute("CREATE SCHEMA columns")
     for name, files in current.sets.items():
@@ -115,7 +122,7 @@ def samples_sql(store: Store, current: Current) -> str:
     )
     listed = ",\n  ".join(chosen)
     return (
-        f"SELECT {listed}\nFROM {_files(store, current.rows)} AS r\n"
+        f"SELECT {listed}\nFROM {rows_files(store, current.rows)} AS r\n"
         f"POSITIONAL JOIN {_files(store, current.verdicts)} AS v{joins}"
     )
 

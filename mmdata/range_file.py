@@ -127,7 +127,7 @@ class ObjectFiles(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """What lies directly in a folder; with `detail` name, size, type, ETag (or generation) and LastModified."""
-        found = self._objects.list(self._plain(path))
+        found = self._objects.entries(self._plain(path))
         if not detail:
             return [entry.path for entry in found]
         return [

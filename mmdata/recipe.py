@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from mmdata import operator_files, registry
+from mmdata.block_lists import BlockOptions
 from mmdata.errors import RecipeError, nearest
 from mmdata.operator_files import OperatorFile
 from mmdata.recipe_yaml import from_yaml
@@ -89,6 +90,7 @@ class Recipe(BaseModel):
     dataset: str = Field(description="the dataset folder: made, or resumed")
     source: Source | tuple[Source, ...] = Field(description="where the rows come from; a list grows by appending to it")
     fetch: FetchOptions = Field(default_factory=FetchOptions, description="how media is fetched and stored")
+    block: BlockOptions | None = Field(None, description="lists of what must never get in")
     operators: tuple[_OperatorFile, ...] = Field((), description="Python files with stages and groups of your own")
     steps: tuple[OperatorStep | FilterStep, ...] = Field((), description="stages, groups and filters, in order")
     export: ExportOptions | None = Field(None, description="what to write when the steps are done")

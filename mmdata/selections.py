@@ -5,7 +5,8 @@
 A selection names its files, one of every kind for every shard, in a Parquet file of `state/` that is written once:
 `shard`, `row_count`, `key_min`, `key_max`, then for the rows, the verdicts and each column set a file's name, its size
 (`…:bytes`) and its stamp (`…:stamp`). So another recipe, a longer list or a new generation of rows never changes what a
-selection answers. What a run proved of these files holds while their sizes and stamps do. StoreError when a file is torn.
+selection answers. What a run proved of these files holds while their sizes and stamps do. StoreError when a file is
+torn.
 """
 
 from __future__ import annotations
@@ -260,10 +261,11 @@ def _replace(
         raise StoreError(f"another run finished on {store.url} meanwhile; run the same command again")
 
 
-def forget(store: Store, name: str, hold: Callable[[], None]) -> None:
-    """Drop a selection; its files stay until `mmdata clean` finds that nothing else names them.
+def forget(store: Store, name: str, hold: Callable[[], None], dry_run: bool = False) -> dict[str, Current]:
+    """Drop a selection, and return the others; its files stay until `mmdata clean` finds that nothing names them.
 
-    The latest of the others becomes the latest. RecipeError when there is no selection of that name.
+    The latest of the others becomes the latest. RecipeError when there is no selection of that name. With `dry_run`
+    nothing is written.
     """
     before = store.read_if_there(_FILE)
     selections, latest = _parse(store, before)
@@ -272,7 +274,9 @@ def forget(store: Store, name: str, hold: Callable[[], None]) -> None:
     del selections[name]
     if latest == name:
         latest = max(selections, key=lambda n: selections[n].finished, default=None)
-    _replace(store, before, selections, latest, hold)
+    if not dry_run:
+        _replace(store, before, selections, latest, hold)
+    return selections
 
 
 def utc_now() -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mmdata.stage import Options
 
-__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "parse_size"]
+__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "MixOptions", "parse_size"]
 
 DEFAULT_SHARD_ROWS = 10_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {

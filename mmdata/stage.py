@@ -12,15 +12,28 @@ import inspect
 import marshal
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+
+from mmdata.options import (
+    ColumnName,
+    DatasetPath,
+    FilePath,
+    NoOptions,
+    Options,
+    OrderBy,
+    column_options,
+    dataset_options,
+    file_options,
+    order_options,
+)
 
 if TYPE_CHECKING:
     from mmdata.batch import Batch
@@ -29,12 +42,14 @@ __all__ = [
     "ColumnName",
     "Columns",
     "Contract",
+    "DatasetPath",
     "Failed",
     "FilePath",
     "Group",
     "Lookup",
     "Needs",
     "NoOptions",
+    "OlderRows",
     "Operator",
     "Options",
     "OrderBy",
@@ -42,6 +57,7 @@ __all__ = [
     "Stage",
     "Weights",
     "column_options",
+    "dataset_options",
     "file_options",
     "order_options",
     "parse_schema",
@@ -50,33 +66,6 @@ __all__ = [
 
 # What `compute` returns: own column name → one value per row; a cell may be `Failed`.
 Columns = Mapping[str, "Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray"]
-
-
-class Options(BaseModel):
-    """Base of every operator's options: frozen, unknown names refused, each field with a description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class NoOptions(Options):
-    """For operators that have none."""
-
-
-class _ColumnMarker:
-    """Marks an option whose value names a column; the planner replaces it by that column's identity."""
-
-
-class _OrderMarker:
-    """Marks an option that holds SQL ordering terms over columns, such as `width_px * height_px desc`."""
-
-
-class _FileMarker:
-    """Marks an option that says where a file is: what it holds enters the identity (as weights do), its path not."""
-
-
-ColumnName = Annotated[str, _ColumnMarker()]
-FilePath = Annotated[str, _FileMarker()]
-OrderBy = Annotated[str, _OrderMarker()]
 
 
 @dataclass(frozen=True)
@@ -261,6 +250,20 @@ class Group(Operator[O]):
         """`rows` has `row_id` and every column of the contract's `reads`; returns one value per row, same order."""
         raise NotImplementedError
 
+    def compute_against(self, rows: pa.Table, older: OlderRows) -> Columns:
+        """As `compute`, where an option of type `DatasetPath` names other datasets: `older` are their kept rows."""
+        raise NotImplementedError
+
+
+class OlderRows(Protocol):
+    """The kept rows of other datasets, in the order of the option that names them, then in row order."""
+
+    def parts(self) -> Iterator[pa.Table]:
+        """All rows, some at a time: `place` (int64, from 0 in that order) and the columns the group's options name."""
+
+    def look_up(self, places: npt.NDArray[np.int64]) -> pa.Table:
+        """row_id, key and `dataset` (as the option names it) of the rows at these places, which ascend."""
+
 
 class Lookup(Operator[O]):
     """1→1 from outside: what given files say of each row, found by a key of the row; adds columns.
@@ -287,44 +290,6 @@ class Lookup(Operator[O]):
     @classmethod
     def check(cls, options: O, folder: Path) -> None:
         """Raise what `open` would raise, before anything of a run is written."""
-
-
-def _marked(options_type: type[Options], marker: type) -> list[str]:
-    found = []
-    for name, info in options_type.model_fields.items():
-        annotations = [*info.metadata]
-        for arg in _walk(info.annotation):
-            annotations.extend(getattr(arg, "__metadata__", ()))
-        if any(isinstance(a, marker) for a in annotations):
-            found.append(name)
-    return found
-
-
-def _walk(annotation: Any) -> list[Any]:
-    return [annotation] + [a for arg in get_args(annotation) for a in _walk(arg)]
-
-
-def _values(options: Options, names: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        value = getattr(options, name)
-        found[name] = [] if value is None else [value] if isinstance(value, str) else list(value)
-    return found
-
-
-def column_options(options: Options) -> dict[str, list[str]]:
-    """Option name → the columns it names, for every option of type `ColumnName`."""
-    return _values(options, _marked(type(options), _ColumnMarker))
-
-
-def file_options(options: Options) -> list[str]:
-    """The options of type `FilePath`, which say where files are."""
-    return _marked(type(options), _FileMarker)
-
-
-def order_options(options: Options) -> dict[str, list[str]]:
-    """Option name → its ordering terms, for every option of type `OrderBy`."""
-    return _values(options, _marked(type(options), _OrderMarker))
 
 
 def stage(

@@ -235,7 +235,7 @@ class Store:
                     with os.scandir(path) as found:
                         return sorted((e.name, None if e.is_dir() else _size(e)) for e in found)
                 if self._remote:
-                    return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.list(path))
+                    return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.entries(path))
                 listed = self.fs.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []

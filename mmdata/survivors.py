@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmdata.base_rows import read_base
 from mmdata.column_files import UNCOVERED, ColumnFile
 from mmdata.columns import VERDICT_SCHEMA
 from mmdata.errors import StoreError
@@ -152,7 +153,7 @@ class ShardView:
     def _read_base(self, names: Iterable[str]) -> None:
         missing = [n for n in dict.fromkeys(names) if n not in self._base]
         if missing:
-            table = self.store.read_table(self._rows_file, missing)
+            table = read_base(self.store, self._rows_file, missing)
             self._base.update({n: table.column(n) for n in missing})
 
     def base(self, names: Sequence[str]) -> pa.Table:
@@ -241,12 +242,15 @@ def walk(
 ) -> Walk:
     """Go through `steps`. With `final`, rows with a transient error have failed; without, they count as missing."""
     state = begin.copy() if begin is not None else start(view)
-    for bound in steps:
+    ahead: dict[int, npt.NDArray[np.int8]] = {}
+    for index, bound in enumerate(steps):
         position = bound.step.position
         rows = np.flatnonzero(state.alive)
         state.rows_in[position] = len(rows)
         if bound.step.kind == "filter":
-            apply_filter(view, bound, engine, state, rows)
+            if position not in ahead:
+                ahead |= _look_ahead(view, steps[index:], engine, rows)
+            apply_filter(view, bound, engine, state, rows, ahead.get(position))
             continue
         codes = view.columns(bound.set_name).codes[rows]
         undone = codes == NOT_COVERED
@@ -281,14 +285,52 @@ def take_failed(view: ShardView, bound: BoundStep, state: Walk, rows: npt.NDArra
             state.take_out(failed, bound.step.position, columns.reasons(failed))
 
 
+def _look_ahead(
+    view: ShardView, steps: Sequence[BoundStep], engine: FilterEngine, rows: npt.NDArray[np.int64]
+) -> dict[int, npt.NDArray[np.int8]]:
+    """Position → (N,) outcomes at these rows, of the filters among `steps` whose columns are all committed.
+
+    One question for all of them costs little more than one filter; what a filter says of a row depends on no other row.
+    Nothing where they are fewer than two, or where one raises what TRY lets through: then each is asked in its turn.
+    """
+    there = [b for b in steps if b.step.kind == "filter" and _is_committed(view, b.step.inputs)]
+    if len(there) < 2 or not len(rows):
+        return {}
+    inputs = list({i.visible: i for b in there for i in b.step.inputs}.values())
+    expressions = [b.step.expression for b in there if b.step.expression is not None]
+    found = engine.evaluate_together(view.gather(inputs, rows), expressions)
+    outcomes = {}
+    for bound, codes in zip(there, found or [], strict=False):
+        outcomes[bound.step.position] = np.zeros(len(view), np.int8)
+        outcomes[bound.step.position][rows] = codes
+    return outcomes
+
+
+def _is_committed(view: ShardView, inputs: Sequence[Input]) -> bool:
+    makers = {i.made_by for i in inputs if i.made_by is not None}
+    found = [view.columns(view.sets[m]) for m in makers]
+    return all(isinstance(columns, Committed) and columns.is_there for columns in found)
+
+
 def apply_filter(
-    view: ShardView, bound: BoundStep, engine: FilterEngine, state: Walk, rows: npt.NDArray[np.int64]
+    view: ShardView,
+    bound: BoundStep,
+    engine: FilterEngine,
+    state: Walk,
+    rows: npt.NDArray[np.int64],
+    ahead: npt.NDArray[np.int8] | None = None,
 ) -> None:
-    """The rows stay where the expression is TRUE; the others go as `<name>`, `<name>:null` or `<name>:error`."""
+    """The rows stay where the expression is TRUE; the others go as `<name>`, `<name>:null` or `<name>:error`.
+
+    `ahead` has its outcomes by row where it was evaluated already.
+    """
     assert bound.step.expression is not None
     if not len(rows):
         return
-    codes = engine.evaluate(view.gather(bound.step.inputs, rows), bound.step.expression)
+    if ahead is not None:
+        codes = ahead[rows]
+    else:
+        codes = engine.evaluate(view.gather(bound.step.inputs, rows), bound.step.expression)
     for code, suffix in ((0, ""), (-1, ":null"), (-2, ":error")):
         state.take_out(rows[codes == code], bound.step.position, f"{bound.step.name}{suffix}")
 
@@ -333,15 +375,18 @@ def verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Tab
         raise StoreError(f"shard {view.shard}: step {position} has rows that are not computed; run the recipe again")
     names = {0: "ingest", **{b.step.position: b.step.name for b in steps}}
     is_filter = {b.step.position for b in steps if b.step.kind in ("filter", "keep_list")}
-    words = {STILL_IN: "kept", 0: "failed", **{p: "dropped" if p in is_filter else "failed" for p in names if p}}
-    left = state.left.tolist()
+    words = ["dropped" if p in is_filter else "failed" for p in range(max(names) + 1)]
+    left, is_kept = state.left, state.left == STILL_IN
+    places = pa.array(left, mask=is_kept)
+    verdict = pc.fill_null(pa.array(words, pa.string()).take(places), "kept")
+    named = pa.array([names.get(p) for p in range(max(names) + 1)], pa.string())
     return pa.table(
         [
             pa.array(view.row_ids),
-            pa.array([words[p] for p in left], pa.string()),
-            pa.array([None if p == STILL_IN else p for p in left], pa.int16()),
-            pa.array([None if p == STILL_IN else names[p] for p in left], pa.string()),
-            pa.array(state.reason.tolist(), pa.string()),
+            verdict,
+            places,
+            named.take(places),
+            pa.array(state.reason, pa.string()),
         ],
         schema=VERDICT_SCHEMA,
     )

@@ -1,7 +1,7 @@
 """What a run has done so far, step by step, and whether too many rows of a step failed.
 
-In: what came back of a pass over a shard. Out: the counts of the run's report and record, the progress line. BudgetError
-when more rows of a step failed than its `max_failed` allows.
+In: what came back of a pass over a shard. Out: the counts of the run's report and record, the progress line.
+BudgetError when more rows of a step failed than its `max_failed` allows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The verdicts of one shard: from its base rows and columns, all steps done, to a file of the ledger.
 
 In: a shard's files and every step of the chain. Out: the file, and what the driver must know without reading it: counts
-by verdict, step and reason, the smallest and largest key, and which rows came in ok. A file that an earlier run wrote of
-the same chain stands where its rows say the same. StoreError when a step has rows that are not computed.
+by verdict, step and reason, the smallest and largest key, and which rows came in ok. A file that an earlier run wrote
+of the same chain stands where its rows say the same. StoreError when a step has rows that are not computed.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publis
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
 from mmdata.isolate import DeviceLost, Journal, StepTracker, compute_rows, raise_not_opened
+from mmdata.media_reader import MediaReader
 from mmdata.scratch import scratch_root
 from mmdata.stage import Failed, Stage
 from mmdata.store import Store
@@ -222,6 +223,7 @@ class _ShardJob:
         self.files: dict[str, ColumnFile] = {}
         self.reads = 0
         self._journals: dict[str, Journal] = {}
+        self._reader = MediaReader(context.store)
         self._ids = view.row_ids
         self._tried: dict[str, Mask] = {}
         for bound in self.steps:
@@ -260,6 +262,8 @@ class _ShardJob:
                     journal.end()
             self.commit()
             raise
+        finally:
+            self._reader.close()
 
     def _chunks(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
         """Cut so that a chunk's media, with its pictures in all variants, stays within DECODED_BYTES."""
@@ -313,7 +317,7 @@ class _ShardJob:
 
     def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
         table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))
-        return DecodedCache(table, self.context.store.read_range, self.context.threads)
+        return DecodedCache(table, self._reader.read, self.context.threads, self._reader.expect)
 
     def _run_stage(
         self,
@@ -327,6 +331,8 @@ class _ShardJob:
         contract = bound.step.contract
         assert contract is not None
         work = self.work[bound.step.position]
+        if cache is not None and bound.step.media:
+            cache.expect([position_of[int(r)] for r in rows])
         ready = input_coverage(self.view, bound.step, rows)
         for row in rows[~ready]:
             buffer.put(int(row), Failed("input", transient=True))

@@ -13,22 +13,25 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mmdata.clean import clean, unreferenced
-from mmdata.errors import StoreError
+from mmdata.clean import by_kind, clean, unreferenced
+from mmdata.computing import note_computing
+from mmdata.errors import RecipeError, StoreError
 from mmdata.lease import Holder, Lease, ProcessId, _utc
+from mmdata.selections import load_selections
 from mmdata.store import ColumnFooter, Store, publish_columns, write_parquet
 
-NOW = {
-    "format": 1,
-    "verdicts": "verdicts/chain-run2",
-    "rows": {"00000": "rows/00000.g0.parquet"},
-    "sets": {"kept-1": {"00000": "columns/kept-1/00000.c0.parquet"}},
+SELECTED = {
+    "rows": ["rows/00000.g0.parquet", "rows/00001.g0.parquet"],
+    "verdicts": ["verdicts/chain-run2/00000.parquet", "verdicts/chain-run2/00001.parquet"],
+    "kept-1": ["columns/kept-1/00000.c0.parquet", "columns/kept-1/00001.c0.parquet"],
 }
 LOOSE = [
     "columns/score-1/00000.c0.parquet",
     "columns/score-1/00000.c9.parquet",
+    "columns/unused-1/00000.c0.parquet",
     "media/00000-zombie.tar",
     "media/00002-crashed.tar",
+    "state/selection-chain-run1.parquet",
     "verdicts/chain-run1/00000.parquet",
 ]
 
@@ -52,7 +55,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         write_parquet(pa.table({"row_id": [1]}), tmp_path / "v.parquet")
         made.commit(f"verdicts/chain-{run}/00000.parquet", tmp_path / "v.parquet")
     made.create("runs/1.json", b"{}")
-    assert made.replace("current.json", json.dumps(NOW).encode(), None)
+    note_computing(made, "unfinished", "run3", ["score-1"])
+    for run in ("run1", "run2"):
+        write_parquet(pa.table({"shard": [0, 1], **SELECTED}), tmp_path / "s.parquet")
+        made.commit(f"state/selection-chain-{run}.parquet", tmp_path / "s.parquet")
+    steps = [{"position": 1, "name": "keep", "kind": "stage", "set_name": "kept-1"}]
+    selected = {"chain": "chain", "run": "run2", "recipe": "", "finished": "", "unsettled": 0, "log_keys": []}
+    selected |= {"steps": steps, "counts": [], "files": "state/selection-chain-run2.parquet"}
+    document = {"format": 1, "latest": "pets", "selections": {"pets": selected}}
+    assert made.replace("current.json", json.dumps(document).encode(), None)
     return made
 
 
@@ -110,11 +121,48 @@ def test_temporary_files_go_and_a_lock_stays(store: Store) -> None:
     assert all(not name.startswith(".tmp-") for name, _ in store.entries("media"))
 
 
-def test_without_an_answer_no_verdicts_are_named(store: Store) -> None:
+def test_before_the_first_answer_whole_sets_stay(store: Store) -> None:
     names = [name for name, _ in unreferenced(store, {})]
-    assert "verdicts/chain-run2/00000.parquet" in names
-    assert "columns/kept-1/00000.c0.parquet" in names
-    assert not [name for name in names if name.startswith(("rows/", "runs/"))]
+    assert {"verdicts/chain-run1/00000.parquet", "verdicts/chain-run2/00000.parquet"} <= set(names)
+    assert [name for name in names if name.startswith("columns/")] == [
+        "columns/kept-1/00000.c0.parquet",
+        "columns/score-1/00000.c0.parquet",
+        "columns/score-1/00000.c9.parquet",
+    ]
+    # Nothing answers by the older generation of rows now, and so nothing by its tar.
+    assert [name for name in names if name.startswith(("rows/", "runs/"))] == ["rows/00001.g0.parquet"]
+    assert "media/00001-b.tar" in names
+    assert "media/00000-a.tar" not in names
+
+
+def test_a_selection_is_forgotten(store: Store) -> None:
+    before = everything(store)
+    names = {name for name, _ in clean(store, grace_s=0, forgotten="pets", dry_run=True)}
+    assert everything(store) == before
+    assert "pets" in load_selections(store)[0]
+    assert names > {"verdicts/chain-run2/00000.parquet", "state/selection-chain-run2.parquet", "rows/00001.g0.parquet"}
+    assert {name for name, _ in clean(store, grace_s=0, forgotten="pets")} == names
+    assert everything(store) == before - names
+    assert load_selections(store) == ({}, None)
+    with pytest.raises(RecipeError, match="has no selection 'pets'"):
+        clean(store, forgotten="pets")
+
+
+def test_an_unfinished_recipe_is_forgotten(store: Store) -> None:
+    names = [name for name, _ in clean(store, grace_s=0, forgotten="unfinished")]
+    assert "columns/score-1/00000.c10.parquet" in names
+    assert [name for name in names if name.startswith("state/computing-")] == ["state/computing-run3-0.json"]
+    assert "columns/kept-1/00000.c0.parquet" not in names
+
+
+def test_what_is_freed_is_summed_by_kind() -> None:
+    removed = [("media/a.tar", 5), ("media/.tmp-1-a", 3), ("verdicts/x/00000.parquet", 2), ("media/b.tar", 6)]
+    assert by_kind([*removed, ("/scratch/1", 9)]) == {
+        "media": (2, 11),
+        "scratch": (1, 9),
+        "temporary": (1, 3),
+        "verdicts": (1, 2),
+    }
 
 
 def test_nothing_goes_while_another_process_holds_it(store: Store) -> None:

@@ -26,7 +26,7 @@ from tiny_clip import save_tiny_clip
 from mmdata import registry
 from mmdata.batch import Batch
 from mmdata.isolate import StepTracker, compute_rows
-from mmdata.stage import Contract, Failed, Group, Operator, Stage, column_options
+from mmdata.stage import Contract, Failed, Group, Lookup, Operator, Stage, column_options
 
 
 def _default_contract(name: str) -> Contract:
@@ -34,9 +34,17 @@ def _default_contract(name: str) -> Contract:
     return operator.contract(operator.options_type())
 
 
+def _keys(folder: Path, name: str, header: str = "") -> str:
+    """A file with the keys of every other row, and one that no row has."""
+    lines = [f"{i:05d}{f',{i / 2}' if header else ''}" for i in range(0, ROWS + 2, 2)]
+    (folder / name).write_text("\n".join(([header] if header else []) + lines))
+    return str(folder / name)
+
+
 ROWS = 13
 BUILT_IN = registry.names()
 STAGES = [n for n in BUILT_IN if issubclass(registry.operator(n), Stage)]
+LOOKUPS = [n for n in BUILT_IN if issubclass(registry.operator(n), Lookup)]
 GROUPS = [n for n in BUILT_IN if issubclass(registry.operator(n), Group)]
 IMAGE_STAGES = [n for n in STAGES if "image" in _default_contract(n).reads]
 MODEL_STAGES = [n for n in STAGES if _default_contract(n).batch_shape is not None]
@@ -44,6 +52,8 @@ MODEL_STAGES = [n for n in STAGES if _default_contract(n).batch_shape is not Non
 # Operators whose default options need a download, and how to do without.
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "score_clip": lambda folder: {"model": save_tiny_clip(folder / "clip")},
+    "attach": lambda folder: {"path": _keys(folder, "k.csv", "key,half"), "on": "key", "columns": ["half"]},
+    "keep_list": lambda folder: {"path": _keys(folder, "k.txt"), "on": "key"},
 }
 
 CAPTIONS = [
@@ -144,7 +154,9 @@ def test_is_documented(name: str):
     for words in ("Reads", "NULL"):
         assert words in operator.__doc__, f"{name}: the docstring does not say what it {words}"
     assert "Source" in operator.__doc__ or issubclass(operator, Group)
-    written = [c for c in bound(name)[1].writes.names if f"`{c}`" not in operator.__doc__]
+    bound_operator, contract = bound(name)
+    by_user = set(getattr(bound_operator.options, "columns", ()))  # columns that the recipe names itself
+    written = [c for c in contract.writes.names if f"`{c}`" not in operator.__doc__ and c not in by_user]
     assert not written, f"{name}: the docstring does not explain {written}"
     undescribed = [n for n, f in operator.options_type.model_fields.items() if not f.description]
     assert not undescribed, f"{name}: options {undescribed} have no description"
@@ -242,6 +254,22 @@ def group_table(name: str, rows: pa.Table) -> pa.Table:
     cells = {n: v.to_pylist() if hasattr(v, "to_pylist") else list(v) for n, v in answer.items()}
     assert {len(v) for v in cells.values()} == {len(rows)}
     return pa.table([pa.array(cells[f.name], f.type) for f in contract.writes], schema=contract.writes)
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_lookup_answers_alone_as_among_others(name: str, tmp_path: Path):
+    lookup, contract = bound(name)
+    assert isinstance(lookup, Lookup)
+    lookup.open(tmp_path)
+    [key] = contract.reads
+    keys = pa.chunked_array([COLUMNS[key].to_pylist() + [None, ""]], pa.string())
+    whole = lookup.compute(keys)
+    assert whole.schema.equals(pa.schema([*contract.writes, ("reason", pa.string())]))
+    assert lookup.compute(keys.slice(0, 0)).schema.equals(whole.schema)
+    for row in range(len(keys)):
+        assert lookup.compute(keys.slice(row, 1)).to_pylist() == whole.slice(row, 1).to_pylist()
+    assert whole["reason"].to_pylist()[-2:] == ["no_key", "no_key"]
+    assert whole.slice(ROWS).drop_columns("reason").to_pylist() == [dict.fromkeys(contract.writes.names)] * 2
 
 
 @pytest.mark.parametrize("name", GROUPS)

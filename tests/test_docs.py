@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/dataset.md", "docs/recipe.md"]
+PAGES = ["README.md", "docs/dataset.md", "docs/recipe.md", "docs/diff.md"]
 MMDATA = [sys.executable, "-c", "from mmdata.cli import main; main()"]
 
 
@@ -43,8 +43,9 @@ def test_the_commands_of_a_page_run(page: str, demo: Path) -> None:
         assert done.stdout.strip()
 
 
-def test_the_python_of_the_dataset_page_runs(demo: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/dataset.md").read_text(encoding="utf-8"), re.S | re.M)
+@pytest.mark.parametrize("page", ["docs/dataset.md", "docs/training.md", "docs/diff.md"])
+def test_the_python_of_a_page_runs(page: str, demo: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
     assert blocks
     for block in blocks:
         done = subprocess.run([sys.executable, "-c", block], cwd=demo, capture_output=True, text=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killing import KINDS, RECIPE, SHARD_ROWS, Place, exported, picture_list, picture_server, samples, verdict_counts
@@ -208,13 +209,13 @@ def _loose(place: Place) -> set[str]:
     for name in place.files("rows"):
         if name.endswith(".parquet"):
             tars.update(pq.read_table(io.BytesIO(place.read(name)), columns=["image_path"]).column(0).to_pylist())
-    named = json.loads(place.read("current.json"))
-    verdicts = set(named["verdicts"])
-    newest = {name for files in named["sets"].values() for name in files}
+    document = json.loads(place.read("current.json"))
+    [selection] = document["selections"].values()
+    listed = pq.read_table(io.BytesIO(place.read(selection["files"])))
+    named = {n for c in listed.columns if pa.types.is_string(c.type) for n in c.to_pylist()} | {selection["files"]}
     found = {n for n in place.files() if ".tmp-" in n}
-    found |= place.files("media") - tars | place.files("verdicts") - verdicts
-    sets = {str(Path(name).parent) for name in newest}
-    return found | {n for n in place.files("columns") if str(Path(n).parent) in sets and n not in newest}
+    found |= {n for n in place.files("state") if "/selection-" in n and n not in named}
+    return found | place.files("media") - tars | (place.files("verdicts") | place.files("columns")) - named
 
 
 def _settles(place: Place, server: BadServer, files: dict[str, bytes], rows: list[dict[str, Any]]) -> None:

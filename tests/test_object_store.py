@@ -72,7 +72,7 @@ def is_complete(method: str, path: str) -> bool:
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdata.objects.s3 import S3Wire
 
-    monkeypatch.setattr(S3Wire, "one_put_bytes", PART)
+    monkeypatch.setattr(S3Wire, "part_bytes", PART)
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "slow", "cut", "lost"])
@@ -100,7 +100,9 @@ def test_a_replacement_that_is_disturbed_is_ours(store: Store, proxy: FaultyProx
     assert store.read("current.json") == b"2"
 
 
-def test_a_lost_answer_and_another_ones_object(store: Store, proxy: FaultyProxy, server: S3Server, tmp_path: Path) -> None:
+def test_a_lost_answer_and_another_ones_object(
+    store: Store, proxy: FaultyProxy, server: S3Server, tmp_path: Path
+) -> None:
     """The put never reached the server, another took the name, and the retry meets that object."""
     bucket = proxy.bucket[1] if proxy.bucket else ""
 
@@ -160,9 +162,7 @@ def test_reads_that_are_disturbed(store: Store, proxy: FaultyProxy, fault: str) 
     assert proxy.all_came()
 
 
-def test_a_server_that_is_always_busy_is_one_sentence(
-    store: Store, proxy: FaultyProxy, tmp_path: Path
-) -> None:
+def test_a_server_that_is_always_busy_is_one_sentence(store: Store, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.rates = {"slow_down": 1.0}
     with pytest.raises(StoreError, match=r"did not do it in 10 tries .*503 SlowDown.*the same command goes on") as told:
         store.commit("media/x.tar", file_with(tmp_path, b"x"))

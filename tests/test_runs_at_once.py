@@ -8,12 +8,24 @@ import resource
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from killing import RECIPE, SHARD_ROWS, Place, end_session, exported, picture_list, picture_server, samples, wait_until
+from killing import (
+    KINDS,
+    RECIPE,
+    SHARD_ROWS,
+    Place,
+    end_session,
+    exported,
+    picture_list,
+    picture_server,
+    samples,
+    wait_until,
+)
+from s3 import S3Server, running_s3
 from server import BadServer
 
 import mmdata
@@ -23,6 +35,8 @@ from mmdata.recipe import load
 from mmdata.store import Store
 
 INLINE = ("--runner", "inline")
+Truths = Callable[[str], Place]
+on_every_store = pytest.mark.parametrize("kind", KINDS, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +45,42 @@ def server() -> Iterator[BadServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as running:
+        yield running
+
+
 @pytest.fixture
-def place(server: BadServer, tmp_path: Path) -> Place:
-    return Place(tmp_path / "here", picture_list(server))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of store; a test that says nothing is about local folders."""
+    return str(getattr(request, "param", "local"))
+
+
+@pytest.fixture
+def place(kind: str, request: pytest.FixtureRequest, server: BadServer, tmp_path: Path) -> Place:
+    s3 = request.getfixturevalue("s3") if kind == "s3" else None
+    return Place(tmp_path / "here", picture_list(server), s3)
 
 
 @pytest.fixture(scope="module")
-def truth(server: BadServer, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """An uninterrupted run."""
-    place = Place(tmp_path_factory.mktemp("uninterrupted") / "place", picture_list(server))
-    assert place.command(*INLINE) == (0, "")
-    return place
+def truths(request: pytest.FixtureRequest, server: BadServer, tmp_path_factory: pytest.TempPathFactory) -> Truths:
+    """An uninterrupted run by kind of store, each made when it is first asked for."""
+    made: dict[str, Place] = {}
+
+    def truth(kind: str) -> Place:
+        if kind not in made:
+            s3 = request.getfixturevalue("s3") if kind == "s3" else None
+            made[kind] = Place(tmp_path_factory.mktemp("uninterrupted") / "place", picture_list(server), s3)
+            assert made[kind].command(*INLINE) == (0, "")
+        return made[kind]
+
+    return truth
+
+
+@pytest.fixture
+def truth(kind: str, truths: Truths) -> Place:
+    return truths(kind)
 
 
 class Held:
@@ -67,6 +106,7 @@ def is_one_sentence(errors: str) -> bool:
     return errors.startswith("mmdata: ") and errors.count("\n") == 1 and "Traceback" not in errors
 
 
+@on_every_store
 def test_the_second_run_says_who_holds_the_folder(place: Place, truth: Place) -> None:
     first = Held(place, "rows:done#2")
     code, errors = place.command(*INLINE)
@@ -78,13 +118,14 @@ def test_the_second_run_says_who_holds_the_folder(place: Place, truth: Place) ->
     assert exported(place.shards) == exported(truth.shards)
 
 
+@on_every_store
 def test_a_killed_holder_is_taken_over_at_once(place: Place, truth: Place) -> None:
     first = Held(place, "rows:done#2")
     try:
-        heartbeat = datetime.fromisoformat(json.loads((place.dataset / "lease.json").read_bytes())["heartbeat"])
+        heartbeat = datetime.fromisoformat(json.loads(place.read("lease.json"))["heartbeat"])
         os.kill(first.process.pid, signal.SIGKILL)
         assert place.command(*INLINE) == (0, "")
-        taken = datetime.fromisoformat(json.loads((place.dataset / "lease.json").read_bytes())["since"])
+        taken = datetime.fromisoformat(json.loads(place.read("lease.json"))["since"])
     finally:
         end_session(first.process)
     assert taken - heartbeat < timedelta(seconds=60), "it waited for the lease to become stale"
@@ -93,13 +134,15 @@ def test_a_killed_holder_is_taken_over_at_once(place: Place, truth: Place) -> No
 
 def _age_lease(place: Place) -> None:
     """As if its holder, which sleeps, had slept for two minutes."""
-    store = Store(str(place.dataset))
-    found = store.read("lease.json")
     old = (datetime.now(UTC) - timedelta(minutes=2)).isoformat(timespec="milliseconds")
-    assert store.replace("lease.json", json.dumps({**json.loads(found), "heartbeat": old}).encode(), found)
+    place.put("lease.json", json.dumps({**json.loads(place.read("lease.json")), "heartbeat": old}).encode())
 
 
-@pytest.mark.parametrize("event", ["media:done#2", "near_duplicates:done#2", "verdicts:done#2"])
+LATE = [("local", "media:done#2"), ("local", "near_duplicates:done#2"), ("local", "verdicts:done#2")]
+LATE += [("s3", "media:done#2"), ("s3", "verdicts:done#2")]
+
+
+@pytest.mark.parametrize(("kind", "event"), LATE, indirect=["kind"])
 def test_a_run_that_wakes_up_too_late_changes_nothing(event: str, place: Place, truth: Place) -> None:
     first = Held(place, event)
     try:
@@ -108,8 +151,8 @@ def test_a_run_that_wakes_up_too_late_changes_nothing(event: str, place: Place, 
         _age_lease(place)
         place.edit()
         assert place.command(*INLINE) == (0, "")
-        answer, files = samples(place.dataset), exported(place.shards)
-        assert answer != samples(truth.dataset)
+        answer, files = samples(place), exported(place.shards)
+        assert answer != samples(truth)
         Path(f"{first.log}.go").touch()
         os.kill(first.process.pid, signal.SIGCONT)
         _, errors = first.process.communicate(timeout=120)
@@ -118,9 +161,10 @@ def test_a_run_that_wakes_up_too_late_changes_nothing(event: str, place: Place, 
     assert first.process.returncode == 1, errors
     assert is_one_sentence(errors), errors
     assert "another run" in errors
-    assert (samples(place.dataset), exported(place.shards)) == (answer, files)
+    assert (samples(place), exported(place.shards)) == (answer, files)
 
 
+@on_every_store
 def test_a_shard_fetched_twice_is_the_first_ones(
     place: Place, truth: Place, server: BadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,53 +172,67 @@ def test_a_shard_fetched_twice_is_the_first_ones(
     monkeypatch.chdir(place.folder)
     recipe = load(RECIPE)
     _, part = next(zip(range(1), recipe.source.tables(SHARD_ROWS), strict=False))
-    # The late one asks for a picture that takes its time, and gets other ones for the rest than the first did.
-    urls = [server.url("/slow/4") if n == 0 else server.url("/ok") for n in range(SHARD_ROWS)]
+    # The late one gets other pictures than the first did, and sleeps between its tar and its rows.
+    urls = [server.url("/ok")] * SHARD_ROWS
     late_part = part.set_column(part.column_names.index("url"), "url", [urls])
-    store, counts = Store(str(place.dataset)), []
+    counts, woken = [], threading.Event()
+
+    class Sleepy(Store):
+        def commit(self, name: str, local_file: Path) -> bool:
+            assert not name.startswith("rows/") or woken.wait(200)
+            return super().commit(name, local_file)
 
     def late() -> None:
-        counts.append(ingest_shard(store, 0, late_part, "urls", recipe.fetch, "late"))
+        counts.append(ingest_shard(Sleepy(place.store().url), 0, late_part, "urls", recipe.fetch, "late"))
 
     thread = threading.Thread(target=late)
-    thread.start()
-    mmdata.run(RECIPE, runner="inline")
-    assert thread.is_alive()
-    stood = {name: (place.dataset / name).read_bytes() for name in place.files()}
-    thread.join(60)
+    with place.entered():
+        thread.start()
+        mmdata.run(RECIPE, runner="inline")
+        wait_until(lambda: "media/00000-late.tar" in place.names())
+        stood = place.contents()
+        woken.set()
+        thread.join(60)
     # It reports what stands, not what it fetched.
-    statuses = mmdata.open(place.dataset).sql("SELECT status FROM rows WHERE row_id < 1 << 24").fetchall()
+    with place.entered():
+        statuses = mmdata.open(place.store().url).sql("SELECT status FROM rows WHERE row_id < 1 << 24").fetchall()
     assert counts[0].by_status == {s: [row[0] for row in statuses].count(s) for (s,) in set(statuses)}
     assert counts[0].by_status["ok"] < SHARD_ROWS
     left = {"media/00000-late.tar"}
-    assert {name: (place.dataset / name).read_bytes() for name in place.files() - left} == stood
-    assert left <= place.files()
-    assert samples(place.dataset) == samples(truth.dataset)
-    assert [name for name, _ in clean(store)] == sorted(left)
-    shutil.rmtree(place.shards)
-    mmdata.run(RECIPE, runner="inline")
+    assert place.contents() == stood, "not a byte has changed"
+    assert left <= stood.keys()
+    assert samples(place) == samples(truth)
+    with place.entered():
+        assert clean(place.store()) == [], "its worker may be about to name it"
+        assert [name for name, _ in clean(place.store(), grace_s=0)] == sorted(left)
+        shutil.rmtree(place.shards)
+        mmdata.run(RECIPE, runner="inline")
     assert exported(place.shards) == exported(truth.shards)
 
 
-@pytest.mark.parametrize("event", ["media:done#2", "hash_image:done#1", "near_duplicates:done#2", "verdicts:done#1"])
+VANISH = [("local", e) for e in ("media:done#2", "hash_image:done#1", "near_duplicates:done#2", "verdicts:done#1")]
+VANISH += [("s3", "hash_image:done#1")]
+
+
+@pytest.mark.parametrize(("kind", "event"), VANISH, indirect=["kind"])
 def test_a_folder_that_vanishes_stops_the_run(event: str, place: Place, truth: Place) -> None:
     run = Held(place, event)
-    shutil.rmtree(place.dataset)
+    place.vanish()
     code, errors = run.go_on()
     assert code == 1
     assert is_one_sentence(errors), errors
-    assert str(place.dataset) in errors
+    assert place.url in errors
     # What is left of it is no dataset that a reader could take for one, nor one that a run could go on from.
-    assert not (place.dataset / "current.json").exists()
+    assert "current.json" not in place.names()
     assert not place.shards.exists()
     code, errors = place.command(*INLINE)
     if code != 0:  # the run had made the folder anew before it noticed
         assert code == 2
         assert is_one_sentence(errors), errors
         assert "is not empty and no dataset" in errors
-        shutil.rmtree(place.dataset)
+        place.vanish()
         assert place.command(*INLINE) == (0, "")
-    assert samples(place.dataset) == samples(truth.dataset)
+    assert samples(place) == samples(truth)
     assert exported(place.shards) == exported(truth.shards)
 
 
@@ -217,4 +275,4 @@ def test_a_disk_that_takes_no_more_stops_the_run(place: Place, truth: Place) -> 
     assert "scratch file" in errors
     assert place.command(*INLINE) == (0, "")
     assert exported(place.shards) == exported(truth.shards)
-    assert samples(place.dataset) == samples(truth.dataset)
+    assert samples(place) == samples(truth)

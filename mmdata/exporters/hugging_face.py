@@ -49,6 +49,6 @@ class HuggingFace(ParquetFiles):
         """By the folder's name, or the repository's."""
         return (
             "```python\nfrom datasets import load_dataset\n"
-            'ds = load_dataset("path/to/this/folder", split="train")  # or the name of the repository on the hub\n```\n\n'
+            'ds = load_dataset("path/to/this/folder", split="train")  # or its name on the hub\n```\n\n'
             "```sql\nSELECT key, caption FROM 'data/*.parquet' LIMIT 5;  -- DuckDB\n```\n"
         )

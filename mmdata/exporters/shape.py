@@ -31,9 +31,10 @@ _GROUP_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Shape:
-    """`schema`: the exported columns. `json_names`: those in each sample's `.json`. `identity`: of this export.
+    """`schema`: the exported columns. `json_names`: those in each sample's `.json`; `full_names`: without a NULL.
 
     `extension`: the one that all images share (see `Survey.image_extension`), None when no row has an image.
+    `identity`: of the export.
     """
 
     schema: pa.Schema
@@ -43,6 +44,7 @@ class Shape:
     with_media: bool
     options: ExportOptions
     identity: str = ""
+    full_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Format:
     end_bytes: ClassVar[int] = 0  # of a shard, beside its samples
     default_bytes: ClassVar[int | None] = None  # of a shard, when no limit is given
     tags: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[str | None] = None  # a folder of what `finish` needs to know of the shards, not published
     reserved: ClassVar[tuple[str, ...]] = ()  # column names the format takes for itself, with media
 
     def __init__(self, shape: Shape) -> None:
@@ -77,6 +80,10 @@ class Format:
     def files(self, shard: int, shards: int) -> tuple[str, ...]:
         """The files of a shard of so many; a name that ends with a slash is a folder."""
         raise NotImplementedError
+
+    def is_data(self, name: str) -> bool:
+        """Whether one of `files` is data that stays the same, neither statistics nor a note for `finish`."""
+        return not name.endswith("_stats.json")
 
     def sizes(self, table: pa.Table, image_sizes: Sequence[int]) -> list[int]:
         """The bytes each sample takes in its shard; `image_sizes`: bytes of the images, 0 = none."""

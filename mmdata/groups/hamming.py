@@ -14,11 +14,12 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["close_between", "component_clusters", "distinct_in_order", "star_clusters", "unite"]
+__all__ = ["close_between", "component_clusters", "distinct_in_order", "roots", "star_clusters", "unite"]
 
 Positions = npt.NDArray[np.int64]
 
 _PAIRS = 1 << 22  # compared at once: about 100 MB
+_INDEX_BYTES = 3 << 30  # of all sorts of an index, at 12 bytes a hash and sort
 _SORT_COST = 64  # of one element in one sort, in units of one comparison
 
 
@@ -42,11 +43,11 @@ def component_clusters(hashes: npt.NDArray[np.uint64], radius: int) -> Positions
     parent = _star_of_distinct(distinct, radius)  # what a star takes is connected: fewer pairs are left to look at
     if radius and len(distinct) > 1:
         for mask in _masks(len(distinct), radius):
-            parent = _roots(parent, np.arange(len(parent)))
+            parent = roots(parent)
             for left, right in _pairs_across(distinct, mask, parent):
                 near = np.bitwise_count(distinct[left] ^ distinct[right]) <= radius
                 unite(parent, left[near], right[near])
-    return first[_roots(parent, np.arange(len(parent)))][which]
+    return first[roots(parent)][which]
 
 
 def close_between(
@@ -94,6 +95,11 @@ def unite(parent: Positions, left: Positions, right: Positions) -> None:
         np.minimum.at(parent, right, left)
 
 
+def roots(parent: Positions) -> Positions:
+    """The root of every position."""
+    return _roots(parent, np.arange(len(parent)))
+
+
 def _roots(parent: Positions, some: Positions) -> Positions:
     found = parent[some]
     while True:
@@ -128,7 +134,8 @@ def _ranges(begins: Positions, ends: Positions) -> Positions:
     """The numbers of every [begin, end), one range after the other."""
     counts = ends - begins
     offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(begins, counts) + offsets
+    places: Positions = np.repeat(begins, counts) + offsets
+    return places
 
 
 def _blocks(counts: Positions) -> Iterator[Positions]:
@@ -163,7 +170,7 @@ class _Index:
 
     def __init__(self, hashes: npt.NDArray[np.uint64], radius: int) -> None:
         self.hashes = hashes
-        self.sorts: list[tuple[Positions, Positions, Positions]] = []
+        self.sorts: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self.later = np.zeros(len(hashes), np.int64)
         for mask in _masks(len(hashes), radius):
             keys = hashes & mask
@@ -171,22 +178,20 @@ class _Index:
             keys = keys[order]
             ends = np.append(np.flatnonzero(keys[1:] != keys[:-1]) + 1, len(keys))
             lengths = np.diff(ends, prepend=0)
-            end = np.empty(len(keys), np.int64)
+            end = np.empty(len(keys), np.int32)
             end[order] = np.repeat(ends, lengths)
-            place = np.empty(len(keys), np.int64)
-            place[order] = np.arange(len(keys))
+            begin = np.empty(len(keys), np.int32)
+            begin[order] = np.arange(1, len(keys) + 1)
             # The sort is stable: the rest of a run after i holds exactly the candidates visited after i.
-            self.sorts.append((order, place + 1, end))
-            self.later += end - place - 1
+            self.sorts.append((order.astype(np.int32), begin, end))
+            self.later += end - begin
 
     def close_pairs(self, some: Positions, radius: int) -> tuple[Positions, Positions]:
         """(i, j) with i in `some`, j visited later, at most `radius` bits apart; a pair may come more than once."""
         found: list[tuple[Positions, Positions]] = []
         for order, begin, end in self.sorts:
-            counts = end[some] - begin[some]
-            left = np.repeat(some, counts)
-            offsets = np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
-            right = order[np.repeat(begin[some], counts) + offsets]
+            left = np.repeat(some, end[some] - begin[some])
+            right = order[_ranges(begin[some].astype(np.int64), end[some].astype(np.int64))].astype(np.int64)
             near = np.bitwise_count(self.hashes[left] ^ self.hashes[right]) <= radius
             found.append((left[near], right[near]))
         return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
@@ -228,12 +233,15 @@ def _assign(block: Positions, left: Positions, right: Positions, centre: Positio
 def _masks(rows: int, radius: int) -> list[np.uint64]:
     """One mask per sort: the choice of k among radius + k blocks that costs least for this many hashes."""
 
+    def sorts_bytes(kept: int) -> int:
+        return comb(radius + kept, kept) * 12 * rows
+
     def cost(kept: int) -> float:
         sorts = comb(radius + kept, kept)
         run: float = rows / 2.0 ** (64 * kept / (radius + kept))
         return sorts * (_SORT_COST + run)
 
-    kept = min(range(1, min(4, 64 - radius) + 1), key=cost)
+    kept = min(range(1, min(4, 64 - radius) + 1), key=lambda k: (sorts_bytes(k) > _INDEX_BYTES and k > 1, cost(k)))
     edges = np.linspace(0, 64, radius + kept + 1).round().astype(int).tolist()
     blocks = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
     return [np.uint64(sum(chosen)) for chosen in combinations(blocks, kept)]

@@ -71,7 +71,7 @@ class AttachOptions(Options):
 class Attach(Lookup[AttachOptions]):
     """Columns of given files (scores, metadata, embeddings), joined on uid, url, key or sha256.
 
-    Reads the key and writes the columns named, in the file's types: dictionaries are decoded, single numbers of 16 bits
+    Reads the key. Writes the columns named, in the file's types: dictionaries are decoded, single numbers of 16 bits
     become float32, arrays of vectors and fixed-size lists of floats become embeddings of 16 or 32 bits. A table's
     missing columns are looked for in the `.npz` of its name beside it, as DataComp publishes metadata. Many rows may
     have one key; a key that stands in several rows of the file is refused, or its first row counts. NULL without a
@@ -82,6 +82,9 @@ class Attach(Lookup[AttachOptions]):
 
     A uid of 32 hex digits and a sha256 match in upper and lower case; URLs and keys match as written. Covers all rows
     of the dataset at once, whatever survives; its identity is the content of the files, not where they lie.
+
+    Source: the layout of DataComp's metadata (mlfoundations/datacomp): `<name>.parquet` with uid and scores, and
+    `<name>.npz` with embeddings in the same order.
     """
 
     name = "attach"

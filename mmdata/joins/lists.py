@@ -56,7 +56,7 @@ class KeyList:
             yield from key_texts(file, self.column, folder)
 
 
-def open_list(path: str, wanted: str, column: str | None = None) -> KeyList:
+def open_list(path: str, wanted: str, column: str | None = None, is_text: bool = True) -> KeyList:
     """The list at a path; `wanted` is the column of a table unless `column` names it, or there is only one."""
     path = os.path.expanduser(path)
     arrays = array_files(path)
@@ -77,5 +77,6 @@ def open_list(path: str, wanted: str, column: str | None = None) -> KeyList:
     chosen = column or (wanted if wanted in there or len(there) != 1 else there[0])
     if chosen not in there:
         raise SourceError(f"{tables[0].path} has no column {chosen!r}{nearest(chosen, there)}; name it with `column`")
-    types_of(tables, [chosen], [])
+    if is_text:
+        types_of(tables, [chosen], [])
     return KeyList(path, tuple(tables), chosen)

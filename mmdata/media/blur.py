@@ -1,8 +1,8 @@
 """Boxes of a picture made unrecognisable: faces, number plates. Bytes of a picture in, bytes out; nothing is detected.
 
 A box is [left, top, right, bottom] in px of the picture as it is decoded (upright), right and bottom exclusive, whole
-or not; what lies outside the picture is cut off. Each box is padded by a tenth of its diagonal on every side and blended
-into a Gaussian blur whose sigma is a tenth of the largest diagonal, through a mask blurred by the same sigma.
+or not; what lies outside the picture is cut off. Each box is padded by a tenth of its diagonal on every side and
+blended into a Gaussian blur whose sigma is a tenth of the largest diagonal, through a mask blurred by the same sigma.
 Source: Yang et al. 2022, A Study of Face Obfuscation in ImageNet (arXiv 2103.06191), section 3, and img2dataset's
 blurrer.py, which DataComp used; unlike there the mask is 1 all over the box itself, so that nothing of what is in it
 shines through, and the kernel reaches to 4 sigma.
@@ -78,9 +78,10 @@ def blur_boxes(picture: Picture, boxes: Sequence[Box]) -> Picture:
         return result
     sigma = max(_SIGMA * largest, _MIN_SIGMA)
     reach = math.ceil(4 * sigma)
+    around = 2 * reach  # as far as the mask is soft, and as far from there as the kernel reaches
     window = (
-        slice(max(0, int(rows[0]) - reach), int(rows[-1]) + 1 + reach),
-        slice(max(0, int(columns[0]) - reach), int(columns[-1]) + 1 + reach),
+        slice(max(0, int(rows[0]) - around), int(rows[-1]) + 1 + around),
+        slice(max(0, int(columns[0]) - around), int(columns[-1]) + 1 + around),
     )
     part = picture[window].astype(np.float32)
     kernel = (2 * reach + 1, 2 * reach + 1)

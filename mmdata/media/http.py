@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -111,11 +111,14 @@ class _Body(Exception):
 class Client:
     """Fetches URLs in one event loop: `async with Client(limits) as client`, then `client.fetching(url)`.
 
-    The connector belongs to the client; the TLS context and the DNS cache are shared by all clients of the process.
+    `blocked` is asked before every request, also where a redirect leads: the words it gives become the detail of the
+    status `blocked`, and nothing is sent there. The connector belongs to the client; the TLS context and the DNS cache
+    are shared by all clients of the process.
     """
 
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, blocked: Callable[[str], str | None] | None = None) -> None:
         self.limits = limits
+        self._blocked = blocked
         self._budget = ByteBudget(limits.bytes_in_flight)
         self._hosts: dict[str, list[Any]] = {}  # host → [semaphore, users]
         self._dead_hosts: set[str] | None = set()  # None once the network has answered
@@ -220,6 +223,9 @@ class Client:
 
     async def _follow(self, url: URL, hold: Hold, trail: _Trail, deadline: asyncio.Timeout) -> _Outcome:
         for hop in range(self.limits.max_redirects + 1):
+            if self._blocked is not None and (list_words := self._blocked(str(url))) is not None:
+                trail.final_url = str(url.with_user(None)) if hop else None
+                return _Outcome("blocked", list_words)
             if not self.limits.allow_private:
                 check_literal(str(url.raw_host))
             if hop == 0:
@@ -276,7 +282,7 @@ class Client:
         return _inflated(data, limit, too_large)
 
     def _watch_for_outage(self, host: str, outcome: _Outcome) -> None:
-        if self._dead_hosts is None or outcome.status == "refused_address":
+        if self._dead_hosts is None or outcome.status in ("refused_address", "blocked"):
             return
         if not outcome.outage:
             self._dead_hosts = None

@@ -12,12 +12,13 @@ import asyncio
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
 
-from mmdata.object_store import ABSENT, TOKEN, Busy, Found, Listed, Taken, Unfinished, UploadGone
+from mmdata.object_store import ABSENT, TOKEN, Busy, Found, Listed, Parts, Taken, Unfinished, UploadGone
 
 __all__ = ["S3Wire"]
 
@@ -32,15 +33,17 @@ _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "
 class S3Wire:
     """A client of its own per process; botocore's and s3fs's retries are off, because `ObjectStore` counts them."""
 
-    one_put_bytes = 16 << 20
+    part_bytes = 16 << 20
     no_tag = '"00000000000000000000000000000000"'
 
     def __init__(self) -> None:
+        self.parts: Parts | None = self
         self._fs: Any = None
         self._pid = 0
 
-    def put(self, path: str, data: bytes, token: str, tag: str | None) -> None:
+    def put(self, path: str, source: bytes | Path, token: str, tag: str | None) -> None:
         """PutObject with If-None-Match: * or If-Match."""
+        data = source if isinstance(source, bytes) else source.read_bytes()
         condition = {"IfNoneMatch": "*"} if tag is ABSENT else {"IfMatch": tag}
         try:
             self._call("put_object", path, Body=data, Metadata={TOKEN: token}, **condition)
@@ -57,15 +60,17 @@ class S3Wire:
         elif first or stop is not None:
             wanted = {"Range": f"bytes={first}-{'' if stop is None else stop - 1}"}
         try:
-            return self._call("get_object", path, **wanted)
+            found: Found = self._call("get_object", path, **wanted)
         except _OutOfRange:
             return self.head(path)
+        return found
 
     def head(self, path: str) -> Found:
         """HeadObject."""
-        return self._call("head_object", path)
+        found: Found = self._call("head_object", path)
+        return found
 
-    def list(self, prefix: str, deep: bool) -> Iterator[Listed]:
+    def entries(self, prefix: str, deep: bool) -> Iterator[Listed]:
         """ListObjectsV2, page by page."""
         bucket, _, key = prefix.partition("/")
         asked: dict[str, Any] = {"Prefix": key} if deep else {"Prefix": key, "Delimiter": "/"}
@@ -92,7 +97,7 @@ class S3Wire:
         """UploadPart."""
         return str(self._call("upload_part", path, UploadId=upload, PartNumber=number, Body=data)["ETag"])
 
-    def finish(self, path: str, upload: str, token: str, parts: list[str]) -> None:
+    def finish(self, path: str, upload: str, parts: list[str]) -> None:
         """CompleteMultipartUpload with If-None-Match: *."""
         listed = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(parts, 1)]
         self._call(
@@ -156,7 +161,7 @@ class S3Wire:
         return self._fs
 
 
-class _OutOfRange(Exception):  # noqa: N818  an answer, not an error
+class _OutOfRange(Exception):
     """416: the object ends before the range."""
 
 
@@ -190,7 +195,13 @@ def _explained(error: Exception, bucket: str) -> Exception:
             "docs/stores.md)",
         )
     # No answer. aiohttp's own errors come bare when a body breaks off.
-    lost = (boto.HTTPClientError, boto.ConnectionError, boto.ResponseStreamingError, boto.IncompleteReadError, asyncio.TimeoutError)
+    lost = (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        boto.ResponseStreamingError,
+        boto.IncompleteReadError,
+        asyncio.TimeoutError,
+    )
     if isinstance(error, (*lost, OSError)) or type(error).__module__.split(".")[0] in ("aiohttp", "urllib3"):
         return Busy(f"{type(error).__name__}, no answer from the server")
     if type(error).__name__ in ("ResponseParserError", "FSTimeoutError"):  # an answer that is no S3 answer

@@ -24,8 +24,9 @@ Uneven = Literal["keep", "drop", "repeat"]
 def stretch(rows: int, index: int, parts: int, uneven: Uneven = "keep") -> tuple[int, int]:
     """`[start, stop)` of part `index` of `parts` of a line of `rows`.
 
-    `keep`: the parts cover the line, and differ by at most one. `drop`: all are as long as the shortest, the end of the
-    line has no part. `repeat`: all are as long as the longest; positions from `rows` on mean the line's beginning again.
+    `keep`: the parts cover the line, and differ by at most one. `drop`: all are as long as the shortest, the end of
+    the line has no part. `repeat`: all are as long as the longest; positions from `rows` on are the line's beginning
+    again.
     """
     if uneven == "keep":
         return rows * index // parts, rows * (index + 1) // parts
@@ -47,9 +48,9 @@ class EpochOrder:
         self.rows = int(self._ends[-1]) if len(shards) else 0
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, Indexes]]:
-        """The positions `[start, stop)` of the line as (shard, positions among its kept rows); past the end it begins anew.
+        """The stretch `[start, stop)` of the line as (shard, positions among its kept rows).
 
-        Rows of a shard come in the epoch's order for it, never in one that depends on who asks.
+        Past its end the line begins anew. Rows of a shard come in the epoch's order for it, whoever asks.
         """
         while start < stop and self.rows:
             first = start % self.rows

@@ -1,7 +1,7 @@
 """Kept samples one by one, in an epoch's order, for one consumer of several: what the PyTorch reader is made of.
 
-In: a dataset, and which part of which epoch. Out: dictionaries `key`, `image`, `caption` and the columns asked for. Only
-references are held (of `buffer` shards); media is read when a sample is due, by a few threads that read ahead.
+In: a dataset, and which part of which epoch. Out: dictionaries `key`, `image`, `caption` and the columns asked for.
+Only references are held (of `buffer` shards); media is read when a sample is due, by a few threads that read ahead.
 SourceError: a picture that does not decode, unless such samples are to be left out. Knows nothing of torch.
 """
 

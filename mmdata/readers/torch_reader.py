@@ -2,7 +2,7 @@
 
 In: a dataset and how to visit it. Out: a dataset for `torch.utils.data.DataLoader` that gives each kept sample exactly
 once an epoch over all nodes and workers together, in an order that is a function of seed, epoch and the number of
-consumers. It is picklable, and opens its files in the process that reads. RecipeError: a column or an argument is wrong.
+consumers. It pickles, and opens its files in the process that reads. RecipeError: a column or an argument is wrong.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def torch_samples(
     require_columns(dataset, columns)
     make = _as_tensor if decode == "tensor" else _as_pil
     counts = kept_counts(dataset)
-    samples = Samples(
-        dataset, counts, columns, decode, buffer, threads, on_error, make, transform, process=os.getpid()
-    )
+    # One that never asks DuckDB: closing a connection in a forked worker, whose threads are not there, is a crash.
+    quiet = dataset.again()
+    samples = Samples(quiet, counts, columns, decode, buffer, threads, on_error, make, transform, process=os.getpid())
     node = None if rank is None or world is None else (rank, world)
     return _class()(samples, shuffle, seed, epoch, node, uneven)
 
@@ -85,8 +85,8 @@ def _as_pil(picture: npt.NDArray[np.uint8]) -> Any:
 class TorchSamples:
     """The part of the dataset that knows nothing of torch's classes; the rest is made when torch is there.
 
-    `set_epoch` gives the next epoch its own order, also in workers that live on. `state_dict` of a dataset that is being
-    read says how many samples have been given; `load_state_dict` makes the next reading begin after them.
+    `set_epoch` gives the next epoch its own order, also in workers that live on. `state_dict` of a dataset that is
+    being read says how many samples have been given; `load_state_dict` makes the next reading begin after them.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class TorchSamples:
 
     @property
     def node(self) -> tuple[int, int]:
-        """(rank, world): as given, else torch.distributed's, else RANK and WORLD_SIZE of the environment, else (0, 1)."""
+        """(rank, world): as given, else torch.distributed's, else RANK and WORLD_SIZE, else (0, 1)."""
         if self._node_given is not None:
             return self._node_given
         distributed = _torch().distributed
@@ -164,16 +164,26 @@ class TorchSamples:
         worker = _torch().utils.data.get_worker_info()
         return [*self.node, *((worker.id, worker.num_workers) if worker is not None else (0, 1))]
 
+    def _line(self) -> dict[str, Any]:
+        """What the order of an epoch depends on."""
+        how = {"seed": self.seed, "shuffle": self.shuffle, "buffer": self.samples.buffer, "uneven": self.uneven}
+        return {**how, "rows": sum(self.samples.counts.values())}
+
     def state_dict(self) -> dict[str, Any]:
         """Where this consumer's reading is: plain numbers."""
-        return {"epoch": self.epoch, "seed": self.seed, "given": self._given, "consumer": self._consumer()}
+        return {"epoch": self.epoch, "given": self._given, "consumer": self._consumer(), "line": self._line()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next reading after what had been given; RecipeError when the line would be another one."""
-        if state["seed"] != self.seed or state["consumer"] != self._consumer():
+        if state["consumer"] != self._consumer():
             raise RecipeError(
-                f"this state is of seed {state['seed']} and consumer {state['consumer']} (rank, world, worker, workers), "
-                f"not of seed {self.seed} and {self._consumer()}; resume with the same numbers of nodes and workers"
+                f"this state is of consumer {state['consumer']} (rank, world, worker, workers), not of "
+                f"{self._consumer()}; resume with the same numbers of nodes and workers"
+            )
+        if state["line"] != self._line():
+            raise RecipeError(
+                f"this state is of {state['line']}, not of {self._line()}: the samples or their order are others; "
+                "begin the epoch anew"
             )
         self._epoch.fill_(state["epoch"])
         self._skip = self._given = int(state["given"])
@@ -187,6 +197,7 @@ def _class() -> type[Any]:
 
 
 def _rebuilt(state: dict[str, Any]) -> Any:
-    made = _class().__new__(_class())
+    kind = _class()
+    made = object.__new__(kind)
     made.__dict__.update(state)
     return made

@@ -20,6 +20,7 @@ from mmdata.stage import Options
 __all__ = ["HEAD_BYTES", "Adopted", "AdoptingSource", "Part", "Row", "missing_media", "no_columns", "pictured"]
 
 HEAD_BYTES = 1 << 16  # of a picture: nearly every header lies in there
+_EXTENSIONS = {"jpeg": "jpg", "jpeg2000": "jp2"}  # else the format's own name
 _MOST_BYTES = 64 << 20  # a header further back is looked for in no larger file
 
 Row = dict[str, Any]
@@ -99,8 +100,9 @@ def missing_media(detail: str) -> Row:
 def pictured(reference: Row, head: bytes, more: Callable[[int], bytes] | None) -> Row:
     """`reference` with the picture's size out of its header; without one, a status other than ok and no reference.
 
-    `reference` has image_path, _offset, _size and _ext; `head` is the beginning of the bytes, `more(n)` gives the next
-    n of them. The size in px is the picture's as it lies there, and as far as anyone knows that of the original.
+    `reference` has image_path, _offset, _size and _ext (None = as the header says); `head` is the beginning of the
+    bytes, `more(n)` gives the next n of them. The size in px is the picture's as it lies there, and as far as anyone
+    knows that of the original.
     """
     size = reference["image_size"]
     try:
@@ -112,6 +114,8 @@ def pictured(reference: Row, head: bytes, more: Callable[[int], bytes] | None) -
             info = image.probe(head + more(size - len(head)))
     except image.DecodeError as error:
         return {"status": error.kind, "status_detail": error.detail, "size_bytes": size}
+    if reference["image_ext"] is None:
+        reference = {**reference, "image_ext": _EXTENSIONS.get(info.format, info.format)}
     sides = {"width_px": info.width, "height_px": info.height}
     originals = {"original_width_px": info.width, "original_height_px": info.height}
     return {**reference, **sides, **originals, "status": "ok", "size_bytes": size}

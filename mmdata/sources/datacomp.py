@@ -1,6 +1,6 @@
 """The source `datacomp`: a pool as DataComp's download_upstream.py leaves it, adopted where it lies.
 
-In: img2dataset's shards with a column of uids, and the pool's metadata beside them. Out: the shards' rows, then the rows
+In: img2dataset's shards with a column of uids, and the pool's metadata beside them. Out: the shards' rows, then those
 of the metadata that no shard has. SourceError: no shards, or no column of uids.
 """
 
@@ -31,7 +31,7 @@ class DataCompSource(Img2datasetSource):
     scores are joined with the step `attach`.
     """
 
-    kind: Literal["datacomp"] = "datacomp"
+    kind: Literal["datacomp"] = "datacomp"  # type: ignore[assignment]  # pydantic tells kinds apart by it
     uid: str | None = Field("uid", description="column of the pool's uids")
     metadata: str | None = Field(None, description="folder of the metadata's Parquet files; null = <path>/metadata")
 

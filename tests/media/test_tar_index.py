@@ -107,9 +107,10 @@ def test_every_cut_is_told_and_what_came_before_is_sound(streamed: bool) -> None
     end = 512 + 1024 + 512 + 512 + 512 + 1536  # of the last member's padding
     for length in range(0, end + 1, 97):
         found: list[Member] = []
+        cut = data[:length]
+        walk = walk_tar(Stream(cut), None) if streamed else walk_tar(io.BytesIO(cut), length)  # type: ignore[arg-type]
         with pytest.raises(TarDamage) as raised:
-            for member in walk_tar(Stream(data[:length]) if streamed else io.BytesIO(data[:length]), None if streamed else length):  # type: ignore[arg-type]  # noqa: E501
-                found.append(member)
+            found.extend(walk)
         assert raised.value.cut
         whole = [m for m in found if m.offset + m.size <= length]
         assert [data[m.offset : m.offset + m.size] for m in whole] == payloads[: len(whole)]

@@ -1,0 +1,98 @@
+"""Options of operators: frozen pydantic models, whose fields may be marked as naming columns, orders or datasets.
+
+The planner treats a marked option by its kind: a column enters an identity as what it is, not as what it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "ColumnName",
+    "DatasetPath",
+    "FilePath",
+    "NoOptions",
+    "Options",
+    "OrderBy",
+    "column_options",
+    "dataset_options",
+    "file_options",
+    "order_options",
+]
+
+
+class Options(BaseModel):
+    """Base of every operator's options: frozen, unknown names refused, each field with a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class NoOptions(Options):
+    """For operators that have none."""
+
+
+class _ColumnMarker:
+    """Marks an option whose value names a column; the planner replaces it by that column's identity."""
+
+
+class _OrderMarker:
+    """Marks an option that holds SQL ordering terms over columns, such as `width_px * height_px desc`."""
+
+
+class _FileMarker:
+    """Marks an option that says where a file is: what it holds enters the identity (as weights do), its path not."""
+
+
+class _DatasetMarker:
+    """Marks an option that names other datasets, whose kept rows a group compares its own with."""
+
+
+ColumnName = Annotated[str, _ColumnMarker()]
+FilePath = Annotated[str, _FileMarker()]
+OrderBy = Annotated[str, _OrderMarker()]
+DatasetPath = Annotated[str, _DatasetMarker()]
+
+
+def _marked(options_type: type[Options], marker: type) -> list[str]:
+    found = []
+    for name, info in options_type.model_fields.items():
+        annotations = [*info.metadata]
+        for arg in _walk(info.annotation):
+            annotations.extend(getattr(arg, "__metadata__", ()))
+        if any(isinstance(a, marker) for a in annotations):
+            found.append(name)
+    return found
+
+
+def _walk(annotation: Any) -> list[Any]:
+    return [annotation] + [a for arg in get_args(annotation) for a in _walk(arg)]
+
+
+def _values(options: Options, names: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        value = getattr(options, name)
+        found[name] = [] if value is None else [value] if isinstance(value, str) else list(value)
+    return found
+
+
+def column_options(options: Options) -> dict[str, list[str]]:
+    """Option name → the columns it names, for every option of type `ColumnName`."""
+    return _values(options, _marked(type(options), _ColumnMarker))
+
+
+def file_options(options: Options) -> list[str]:
+    """The options of type `FilePath`, which say where files are."""
+    return _marked(type(options), _FileMarker)
+
+
+def dataset_options(options: Options) -> dict[str, list[str]]:
+    """Option name → the datasets it names, for every option of type `DatasetPath`."""
+    return _values(options, _marked(type(options), _DatasetMarker))
+
+
+def order_options(options: Options) -> dict[str, list[str]]:
+    """Option name → its ordering terms, for every option of type `OrderBy`."""
+    return _values(options, _marked(type(options), _OrderMarker))

@@ -1,0 +1,84 @@
+"""`Dataset.to_arrow`: the kept samples as Arrow record batches, a shard at a time.
+
+In: a dataset, the columns, whether media comes along. Out: a `pyarrow.RecordBatchReader` in row order. RecipeError: a
+column is not there. StoreError: a shard has other columns than the first one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.columns import base_schema
+from mmdata.errors import StoreError
+from mmdata.readers.samples import require_columns
+
+if TYPE_CHECKING:
+    from mmdata.dataset import Dataset
+
+__all__ = ["IMAGE", "arrow_samples", "kept_columns"]
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_REFERENCE = ("key", "image_path", "image_offset", "image_size", "image_ext")
+_BATCH_BYTES = 64 << 20  # of media in one batch; a single larger picture has a batch of its own
+_BATCH_ROWS = 10_000
+
+
+def arrow_samples(dataset: Dataset, columns: Sequence[str] | None, media: bool) -> pa.RecordBatchReader:
+    """See the top of this file."""
+    if columns is not None:
+        require_columns(dataset, columns)
+    shards = dataset.shards()
+    schema = kept_columns(dataset, shards[0], columns).schema if shards else base_schema()
+    if media:
+        features = {"info": {"features": {"image": {"_type": "Image"}}}}
+        schema = schema.append(pa.field("image", IMAGE)).with_metadata({"huggingface": json.dumps(features)})
+    return pa.RecordBatchReader.from_batches(schema, _batches(dataset, shards, columns, schema, media))
+
+
+def kept_columns(dataset: Dataset, shard: int, columns: Sequence[str] | None) -> pa.Table:
+    """The kept rows of a shard with these columns in their order (None = all but embeddings)."""
+    table = dataset.kept(shard, None if columns is None else list(columns))
+    return table if columns is None else table.select(list(columns))
+
+
+def _batches(
+    dataset: Dataset, shards: Sequence[int], columns: Sequence[str] | None, schema: pa.Schema, media: bool
+) -> Iterator[pa.RecordBatch]:
+    for shard in shards:
+        whole = dataset.kept(shard, None if columns is None else list(columns))
+        table = whole if columns is None else whole.select(list(columns))
+        wanted = pa.schema(list(schema)[: len(table.column_names)])
+        if table.schema.names != wanted.names:
+            raise StoreError(f"{dataset.store.url}: shard {shard:05d} has other columns than the first; run the recipe")
+        table = table.cast(wanted)
+        if not media:
+            yield from table.replace_schema_metadata(schema.metadata).to_batches(max_chunksize=_BATCH_ROWS)
+            continue
+        references = whole.select(list(_REFERENCE))
+        for start, stop in _cuts(references):
+            images = [_image(dataset, row) for row in references.slice(start, stop - start).to_pylist()]
+            part = table.slice(start, stop - start).append_column(schema.field("image"), pa.array(images, IMAGE))
+            yield from part.replace_schema_metadata(schema.metadata).combine_chunks().to_batches()
+
+
+def _cuts(references: pa.Table) -> Iterator[tuple[int, int]]:
+    """`[start, stop)` of stretches with at most so many bytes of media."""
+    sizes = references["image_size"].fill_null(0).to_numpy()
+    start = 0
+    while start < len(sizes):
+        fits = int(np.searchsorted(np.cumsum(sizes[start:]), _BATCH_BYTES, "right"))
+        stop = start + max(1, min(fits, _BATCH_ROWS))
+        yield start, stop
+        start = stop
+
+
+def _image(dataset: Dataset, row: dict[str, object]) -> dict[str, object] | None:
+    path, offset, size = row["image_path"], row["image_offset"], row["image_size"]
+    if path is None:
+        return None
+    return {"bytes": dataset.read_media(path, offset, size), "path": f"{row['key']}.{row['image_ext']}"}  # type: ignore[arg-type]
