@@ -187,18 +187,21 @@ def render_story(story: Story, console: Console) -> None:
 
 
 def render_selections(dataset: Dataset, console: Console) -> None:
-    """The selections of the dataset, a line each: rows in, kept, when finished; the one shown is marked."""
+    """The selections of the dataset, a line each, where there are several; the one shown and the latest are marked."""
     from rich.text import Text
 
     selections, latest = dataset.selections(), dataset.latest()
     widest = max((len(name) for name in selections), default=0)
     shown = dataset.current.name if dataset.current is not None else None
+    if len(selections) < 2:
+        return
     console.print(Text("selections:", style="bold"))
     for name, current in selections.items():
         share = f"{100 * current.kept / current.rows_in:.1f} %" if current.rows_in else "-"
         marks = ", ".join(w for w, is_so in (("shown", name == shown), ("latest", name == latest)) if is_so)
-        line = f"  {name:<{widest}}  {current.rows_in:,} rows, {current.kept:,} kept ({share}), {current.finished}"
-        console.print(Text(line + (f"  [{marks}]" if marks else "")))
+        when = current.finished.replace("T", " ")[:16]
+        line = f"  {name:<{widest}}  {current.kept:,} of {current.rows_in:,} kept ({share}), {when} UTC"
+        console.print(Text(line + (f", {marks}" if marks else "")))
 
 
 def render_cleaned(removed: list[tuple[str, int]], dry_run: bool) -> str:

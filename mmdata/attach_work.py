@@ -71,12 +71,14 @@ class AttachJob:
         assert contract is not None
         self._operator = _lookup(step)
         self._store, self._step, self._contract, self._rows_files = store, step, contract, rows_files
+        self._known: Mapping[int, ColumnFile] = {}
         [self._key] = contract.reads
         name, document, full = identity(step, Resolved(), sets)
         self.bound = BoundStep(step, name, document, full, is_repeat=name in sets.values())
 
     def left(self, files: Mapping[int, ColumnFile]) -> list[int]:
         """Shards with rows that these files of the set do not cover."""
+        self._known = files
         return [s for s, rows in sorted(self._rows_files.items()) if s not in files or self._lacks(rows, files[s])]
 
     def _lacks(self, rows_file: str, file: ColumnFile) -> bool:
@@ -105,7 +107,9 @@ class AttachJob:
         return published
 
     def _publish(self, lookup: Lookup, shard: int, footer: ColumnFooter) -> ColumnFile:  # type: ignore[type-arg]
-        return publish_columns(self._store, self.bound.set_name, shard, self._table(lookup, shard), footer)
+        return publish_columns(
+            self._store, self.bound.set_name, shard, self._table(lookup, shard), footer, self._known.get(shard)
+        )
 
     def _table(self, lookup: Lookup, shard: int) -> pa.Table:  # type: ignore[type-arg]
         """The shard's part as a column file holds it."""

@@ -160,7 +160,7 @@ def show(
     \b
     Examples:
       mmdata show data/pets
-      mmdata show data/pets --selection strict
+      mmdata show data/pets --selection pets
       mmdata show data/pets --svg funnel.svg
     """  # noqa: D301  see run
     from mmdata import funnel
@@ -235,7 +235,7 @@ def clean(
     \b
     Examples:
       mmdata clean data/pets --dry-run
-      mmdata clean data/pets --forget strict --grace 0
+      mmdata clean data/pets --forget pets --dry-run
     """  # noqa: D301  see run
     from mmdata.answers import render_cleaned
     from mmdata.clean import clean as clean_store

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -192,16 +192,25 @@ def read_footer(store: Store, name: str) -> ColumnFile:
     return ColumnFile(name, int(match[1]), footer.rows, footer.covered, footer.digest, footer.hash)
 
 
-def publish_columns(store: Store, set_name: str, shard: int, table: pa.Table, footer_base: ColumnFooter) -> ColumnFile:
+def publish_columns(
+    store: Store,
+    set_name: str,
+    shard: int,
+    table: pa.Table,
+    footer_base: ColumnFooter,
+    after: ColumnFile | Literal["listing"] | None = "listing",
+) -> ColumnFile:
     """Publish what was computed for a shard as its next c-file, merged with what is there; returns the newest file.
 
     `table`: row_id, the stage's own columns, reason; the shard's rows in base order. Rows covered by an earlier file
     keep its values and reason; `table` counts only where the earlier file is not covered. Writes nothing when that
-    changes nothing. StoreError when the earlier file has other rows, another schema or another identity.
+    changes nothing. `after` is the newest file the caller knows of (None: there was none), so that a folder of many
+    shards need not be listed for each; what others published since is found by its number. StoreError when the earlier
+    file has other rows, another schema or another identity.
     """
     _check_column_table(table, f"columns/{set_name}, shard {shard_name(shard)}")
+    newest = store.newest_column_file(set_name, shard) if after == "listing" else after
     while True:
-        newest = store.newest_column_file(set_name, shard)
         merged, number = table, 0
         if newest is not None:
             if newest.hash != footer_base.hash:
@@ -220,6 +229,7 @@ def publish_columns(store: Store, set_name: str, shard: int, table: pa.Table, fo
             if store.commit(name, local):
                 return ColumnFile(name, number, footer.rows, footer.covered, footer.digest, footer.hash)
         # Another writer published this number first: merge from its file. It made progress, so this loop ends.
+        newest = read_footer(store, name)
 
 
 def _merge(earlier: pa.Table, ours: pa.Table, where: str) -> pa.Table | None:

@@ -193,7 +193,7 @@ class Dataset:
             read = ExportOptions.model_validate({"path": str(path), **options})
         except ValidationError as error:
             raise RecipeError(describe_errors("export", error, ExportOptions)) from None
-        return export(self, read, self.current.recipe if self.current is not None else None, opener=_open_selection)
+        return export(self, read, self.current.recipe if self.current is not None else None, opener=open)
 
     def funnel(self) -> Funnel:
         """What became of every row, step by step; rows in = kept + dropped + failed, proved."""
@@ -235,14 +235,6 @@ def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if step["set"] and step["seconds"]:
                 total[step["set"]] = total.get(step["set"], 0.0) + step["seconds"]
     return total
-
-
-def _open_selection(path: str, selection: str | None) -> Dataset:
-    """Opens a dataset that an export mixes in."""
-    made = Dataset(path)
-    if selection is not None:
-        made.current = ledger.Current.load(made.store, selection)
-    return made
 
 
 def open(path: str | Path, selection: str | None = None) -> Dataset:
@@ -291,7 +283,7 @@ def run(
                         read.export,
                         current.recipe,
                         lambda rows: line.advance(done=rows),
-                        opener=_open_selection,
+                        opener=open,
                     )
 
         options = RunOptions(runner, workers, address, device, allow_mixed)

@@ -21,10 +21,14 @@ __all__ = ["EXTRAS", "Check", "Extra", "checks", "render"]
 
 @dataclass(frozen=True)
 class Extra:
-    """What an extra is for, and its packages → megabytes on disk, with what each brings along that no other does."""
+    """What an extra is for, and its packages → megabytes on disk, with what each brings along that no other does.
+
+    `apart`: its pins clash with the rest, so that nobody is told to install it here.
+    """
 
     purpose: str
     packages: dict[str, int]
+    apart: bool = False
 
 
 # Measured on Linux x86-64 with the versions of requirements.lock. torch without an index of its own is the CUDA build.
@@ -42,6 +46,11 @@ EXTRAS: dict[str, Extra] = {
             **_TORCH,
         },
     ),
+    "s3": Extra("datasets and sources on s3://", {"s3fs": 35}),
+    "gcs": Extra("datasets and sources on gs://", {"gcsfs": 45}),
+    "azure": Extra("datasets and sources on abfs://", {"adlfs": 25}),
+    "lance": Extra("export.format lance", {"pylance": 225}),
+    "mds": Extra("export.format mds, in an environment of its own", {"mosaicml-streaming": 570}, apart=True),
 }
 _DRIVER, _DEVICE = Path("/proc/driver/nvidia/gpus"), Path("/dev/nvidia0")
 _CORE = ("ray", "duckdb", "pyarrow", "datasets", "webdataset")
@@ -143,7 +152,8 @@ def _extras() -> Iterable[Check]:
             continue
         size = sum(extra.packages[package] for package in missing)
         text = f"not installed: {', '.join(missing)}, about {_size(size)} on disk ({extra.purpose})"
-        yield Check("extras", name, False, text, f"pip install 'mmdata[{name}]'    # about {_size(size)}", needed=False)
+        command = None if extra.apart else f"pip install 'mmdata[{name}]'    # about {_size(size)}"
+        yield Check("extras", name, False, text, command, needed=False)
 
 
 def _size(megabytes: int) -> str:

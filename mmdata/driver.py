@@ -29,7 +29,7 @@ from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
 from mmdata.intake import Intake
 from mmdata.lease import Lease
-from mmdata.ledger import Current, DatasetDocument, Ledger, new_dataset, update_dataset
+from mmdata.ledger import Current, DatasetDocument, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
 from mmdata.pool import Item
 from mmdata.preflight import Proved
@@ -37,14 +37,15 @@ from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
 from mmdata.repeats import Repeats
 from mmdata.resolve import needs_machine, resolve, resolved_before
+from mmdata.run_ledger import Ledger
 from mmdata.run_record import write_record
 from mmdata.selections import load_selections
 from mmdata.set_files import SetFiles
 from mmdata.store import Store
 from mmdata.survivors import BoundStep
 from mmdata.tally import Tally, from_sums, sums_of
-from mmdata.verdict_work import Settled
-from mmdata.work import PassContext, PassResult, StepWork, finished_pass, settle_item
+from mmdata.verdict_work import Settled, settle_shard
+from mmdata.work import PassContext, PassResult, StepWork, finished_pass
 
 __all__ = ["Report", "RunOptions", "execute"]
 
@@ -381,8 +382,10 @@ class _Driver:
                 self._take_settled(finished.result)
             return
         for item in items:
-            files = item.files
-            self._take_settled(settle_item(context, item.shard, item.rows_file, files, self._engine, item.earlier))
+            shard, rows_file, files, earlier = item.shard, item.rows_file, item.files, item.earlier
+            steps, folder = context.steps, context.verdicts
+            settled = settle_shard(self.store, steps, shard, rows_file, files, folder, earlier, self._engine)
+            self._take_settled(settled)
             self.lease.require()
 
     def _record(self, status: str, started: datetime, seconds: float) -> None:

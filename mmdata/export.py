@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,33 +22,15 @@ from mmdata.errors import RecipeError, StoreError
 from mmdata.export_plan import find_plan, write_plan
 from mmdata.export_rows import MIXED_FROM, Rows
 from mmdata.export_shards import Media, cut_shards, write_shards
-from mmdata.exporters.datacomp import DataComp
-from mmdata.exporters.energon import Energon
-from mmdata.exporters.files import PlainFiles
+from mmdata.exporters.formats import FORMATS, boxes_type
 from mmdata.exporters.hub import push
-from mmdata.exporters.hugging_face import HuggingFace
-from mmdata.exporters.lance_table import LanceTable
-from mmdata.exporters.mds import Mds
-from mmdata.exporters.parquet import ParquetFiles
 from mmdata.exporters.shape import Format, Shape
-from mmdata.exporters.webdataset import WebDataset
 from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns
 from mmdata.mixing import Exportable, Opener, Part, divide, open_parts
 from mmdata.publish import FORMAT, Attempt, Finished, Target, size_on_disk
 from mmdata.settings import ExportOptions
 
-__all__ = ["FORMATS", "ExportOptions", "ExportResult", "Exportable", "export"]
-
-FORMATS: dict[str, type[Format]] = {
-    "webdataset": WebDataset,
-    "parquet": ParquetFiles,
-    "datasets": HuggingFace,
-    "files": PlainFiles,
-    "mds": Mds,
-    "lance": LanceTable,
-    "energon": Energon,
-    "datacomp": DataComp,
-}
+__all__ = ["ExportOptions", "ExportResult", "Exportable", "export"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +104,8 @@ class _Job:
         self.with_media = form.media == "always" or (form.media == "asked" and options.include_media)
         schema = _schema(parts, options)
         self.columns = _columns(parts, schema, options, meanings, form)
-        boxes_type = _boxes_type(schema, options.blur)
-        self.rows = Rows(parts, self.columns, options, boxes_type)
+        boxes = boxes_type(schema, options.blur) if len(schema) else None
+        self.rows = Rows(parts, self.columns, options, boxes)
         self.survey = Survey(self.columns)
         self.blurred = 0
         self._look(form.keys_name_files)
@@ -272,25 +253,6 @@ def _columns(
         chosen = None if chosen is None else (*chosen, MIXED_FROM)
     found = export_columns(schema, chosen, {**made, **meanings}, reserved)
     return tuple(c for c in found if only is None or c.name in only)
-
-
-def _boxes_type(schema: pa.Schema, name: str | None) -> pa.DataType | None:
-    """The type of the column of boxes; RecipeError when it is not there, or holds no boxes."""
-    if name is None or not len(schema):
-        return None
-    if name not in schema.names:
-        raise RecipeError(f"export.blur: the dataset has no column {name!r}; name one with boxes")
-    kind = schema.field(name).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    box: Any = kind.value_type if is_list else None
-    is_struct = is_list and pa.types.is_struct(box) and {"left", "top", "right", "bottom"} <= {f.name for f in box}
-    is_four = is_list and any(f(box) for f in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-    if not (is_struct or is_four):
-        raise RecipeError(
-            f"export.blur: the column {name!r} is {kind}; expected a list of boxes, each [left, top, right, bottom] "
-            "in px of the stored picture"
-        )
-    return kind
 
 
 def _count_boxes(kept: pa.Table, name: str, shard: int) -> int:

@@ -48,7 +48,7 @@ def export_command(
     Examples:
       mmdata export data/pets pets-shards --shard-size 1GB --columns caption,clip_score
       mmdata export data/pets pets-hf --format datasets --shuffle full
-      mmdata export data/pets mixed --mix data/signs=0.3 --samples 100000
+      mmdata export data/pets mixed --mix data/signs=0.3 --seed 7
     """  # noqa: D301  the mark keeps lines as they are in --help
     from mmdata.answers import export_dataset
     from mmdata.dataset import open as open_dataset
@@ -64,6 +64,7 @@ def export_command(
         "mix": tuple(map(mix_entry, mix or ())),
     }
     more = {
+        "columns": None if columns is None else tuple(c.strip() for c in columns.split(",") if c.strip()),
         "shard_size": shard_size,
         "shard_rows": shard_rows,
         "row_group_bytes": row_group_bytes,
@@ -73,8 +74,6 @@ def export_command(
         "push_to_hub": push_to_hub,
     }
     given |= {name: value for name, value in more.items() if value is not None}
-    if columns is not None:
-        given["columns"] = tuple(c.strip() for c in columns.split(",") if c.strip())
     typer.echo(export_dataset(open_dataset(dataset, selection), given))
 
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mmdata.store import Store
 
 __all__ = ["Listing", "list_folder", "mix"]
-
-_TAGS = ("ETag", "etag", "generation", "LastModified", "last_modified", "created")
 
 
 @dataclass
@@ -43,13 +41,11 @@ def list_folder(store: Store, folder: str) -> Listing:
     if store.is_local:
         _scan(f"{store.root}/{folder}", found)
         return found
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in store.fs.ls(f"{store.root}/{folder}", detail=True):
-            name = entry["name"].rsplit("/", 1)[1]
-            if entry["type"] == "file" and name and not name.startswith("."):
-                found.names.append(name)
-                found.sizes.append(int(entry["size"]))
-                found.stamps.append(_tag(entry))
+    for name, size, tag in store.versions(folder):
+        if not name.startswith("."):
+            found.names.append(name)
+            found.sizes.append(size)
+            found.stamps.append(int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "little", signed=True))
     return found
 
 
@@ -65,11 +61,6 @@ def _scan(path: str, found: Listing) -> None:
                 names.append(name)
                 sizes.append(status.st_size)
                 stamps.append(status.st_mtime_ns)
-
-
-def _tag(entry: dict[str, Any]) -> int:
-    text = next((str(entry[name]) for name in _TAGS if entry.get(name)), "")
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 def mix(*parts: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

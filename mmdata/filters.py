@@ -23,7 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmdata.errors import RecipeError
-from mmdata.filters_allowed import Catalogue, Refused, check_tree, read_catalogue
+from mmdata.filters_allowed import (
+    Catalogue,
+    Refused,
+    check_tree,
+    meaning,
+    read_catalogue,
+    with_names,
+    without_positions,
+)
 
 __all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order", "renamed"]
 
@@ -235,7 +243,7 @@ def _canonical(
         if written == text:
             return text, columns
         again = _select(cursor, written)
-        if _meaning(again) != _meaning(tree):
+        if meaning(again) != meaning(tree):
             raise Refused("cannot be written back by DuckDB without a change of meaning; write it more simply")
         text, tree = written, again
     raise Refused("has no settled form in DuckDB; write it more simply")
@@ -255,7 +263,7 @@ def _select(cursor: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
             raise Refused("must be one expression, without a second value, FROM, WHERE, ORDER BY or LIMIT")
         found.append(items[0])
     alone, inside = found
-    if _meaning(inside) != _meaning(alone):
+    if meaning(inside) != meaning(alone):
         raise Refused("must be one expression, with its brackets in pairs")
     tree: dict[str, Any] = inside
     return tree
@@ -300,7 +308,7 @@ def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str
         raise Refused(_TOO_DEEP)
     try:
         ((answer,),) = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-        parsed = _without_positions(json.loads(answer))
+        parsed = without_positions(json.loads(answer))
     except duckdb.Error as error:
         raise Refused(_sentence(error)) from None
     except RecursionError:
@@ -336,29 +344,8 @@ def _write(cursor: duckdb.DuckDBPyConnection, expression: dict[str, Any]) -> str
 def renamed(expression: CheckedExpression, names: Mapping[str, str]) -> str:
     """The text of a checked expression with other names for its columns, such as those an identity is hashed from."""
     with _checking()[0].cursor() as cursor:
-        tree = _with_names(_select(cursor, expression.value), names)
+        tree = with_names(_select(cursor, expression.value), names)
         return f"{_write(cursor, tree)} {expression.direction}".rstrip()
-
-
-def _with_names(node: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(node, dict):
-        if node.get("class") == "COLUMN_REF":  # of one name, and no lambda parameter hides a column: see check_tree
-            return {**node, "column_names": [names.get(n, n) for n in node["column_names"]]}
-        return {k: _with_names(v, names) for k, v in node.items()}
-    return [_with_names(v, names) for v in node] if isinstance(node, list) else node
-
-
-def _without_positions(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {k: _without_positions(v) for k, v in node.items() if not k.startswith("query_location")}
-    return [_without_positions(v) for v in node] if isinstance(node, list) else node
-
-
-def _meaning(node: Any) -> Any:
-    """The tree without what only says how it was written."""
-    if isinstance(node, dict):
-        return {k: _meaning(v) for k, v in node.items() if k not in ("alias", "is_operator")}
-    return [_meaning(v) for v in node] if isinstance(node, list) else node
 
 
 def _row_of_nulls(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

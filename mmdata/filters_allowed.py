@@ -16,7 +16,7 @@ import duckdb
 from mmdata.errors import nearest
 from mmdata.registry import maker
 
-__all__ = ["Catalogue", "Refused", "check_tree", "read_catalogue"]
+__all__ = ["Catalogue", "Refused", "check_tree", "meaning", "read_catalogue", "with_names", "without_positions"]
 
 
 class Refused(Exception):
@@ -283,3 +283,26 @@ def _near(name: str, known: Collection[str]) -> str:
     """The nearest of many names, or nothing: listing them all would bury the sentence."""
     found = nearest(name, known)
     return found if "did you mean" in found else ""
+
+
+def with_names(node: Any, names: Mapping[str, str]) -> Any:
+    """The tree with other names for its columns; those that `names` does not have keep theirs."""
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":  # of one name, and no lambda parameter hides a column
+            return {**node, "column_names": [names.get(n, n) for n in node["column_names"]]}
+        return {k: with_names(v, names) for k, v in node.items()}
+    return [with_names(v, names) for v in node] if isinstance(node, list) else node
+
+
+def without_positions(node: Any) -> Any:
+    """The tree without the places in the text."""
+    if isinstance(node, dict):
+        return {k: without_positions(v) for k, v in node.items() if not k.startswith("query_location")}
+    return [without_positions(v) for v in node] if isinstance(node, list) else node
+
+
+def meaning(node: Any) -> Any:
+    """The tree without what only says how it was written."""
+    if isinstance(node, dict):
+        return {k: meaning(v) for k, v in node.items() if k not in ("alias", "is_operator")}
+    return [meaning(v) for v in node] if isinstance(node, list) else node

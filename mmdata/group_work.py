@@ -1,12 +1,17 @@
 """One group over the whole dataset: the surviving rows of every shard in, one column file a shard out.
 
 The group's identity holds the digest of the rows it saw, so any change of the set, larger or smaller, is a new column
-set. The rows' inputs are held in memory at once (their columns only, never media).
+set. Which rows those are stands in `survivors.tracks`.
+
+The input columns of all its rows are held in memory at once, as Arrow (never media, never Python objects), and so is
+its answer: for duplicates of a 64-bit hash some 100 bytes a row beside what the group itself needs, 1 GB for ten
+million; twice the inputs while rows are put into the order of `prefer`. A group that fails single rows (cells of
+`Failed`) or writes lists is looked at cell by cell, at some hundred bytes more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_json, publish_columns
+from mmdata.columns import row_id
 from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
 from mmdata.isolate import checked_columns
@@ -45,8 +51,7 @@ class GroupJob:
         self._sets = {b.step.position: b.set_name for b in before if b.set_name}
         # The rows it sees went through all steps, or past the filters through the stages it reads (survivors.tracks).
         self._seen = [b for b in before if step.over == "kept" or step.position in b.step.ungated_for]
-        self._alive: dict[int, npt.NDArray[np.int64]] = {}
-        self._row_ids: dict[int, npt.NDArray[np.int64]] = {}
+        self._alive: dict[int, npt.NDArray[np.bool_]] = {}
         self._older: OlderDatasets | None = None
         self.rows = 0
 
@@ -56,7 +61,18 @@ class GroupJob:
 
     def survey(self) -> BoundStep:
         """Walk every shard to find the survivors, and give the column set its identity."""
-        parts = []
+        digest = rows_digest(self._survivors())
+        older = None
+        if names_older(self._step):
+            known = {b.step.position: (b.set_name, b.document) for b in self._before if b.set_name}
+            self._older = OlderDatasets(self._step, self._store)
+            self._older.require_same(known)
+            older = self._older.digest()
+        name, document, full = identity(self._step, Resolved(), self._sets, digest, older)
+        return BoundStep(self._step, name, document, full)
+
+    def _survivors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+        """Per shard, row_ids of the rows the group sees, and whether all its inputs have a value or an error."""
         for shard in sorted(self._rows_files):
             view = self._view(shard)
             state = walk(view, self._seen, self._engine)
@@ -65,22 +81,14 @@ class GroupJob:
                     f"shard {shard}: step {min(state.missing)}, which {self._step.name} waits for, is not complete; "
                     "run the recipe again"
                 )
+            self._alive[shard] = state.alive
             alive = np.flatnonzero(state.alive)
-            self._alive[shard], self._row_ids[shard] = alive, view.row_ids
-            parts.append((view.row_ids[alive], input_coverage(view, self._step, alive)))
             self.rows += len(alive)
-        older = None
-        if names_older(self._step):
-            known = {b.step.position: (b.set_name, b.document) for b in self._before if b.set_name}
-            self._older = OlderDatasets(self._step, self._store)
-            self._older.require_same(known)
-            older = self._older.digest()
-        name, document, full = identity(self._step, Resolved(), self._sets, rows_digest(parts), older)
-        return BoundStep(self._step, name, document, full)
+            yield view.row_ids[alive], input_coverage(view, self._step, alive)
 
     def is_covered(self, files: Mapping[int, ColumnFile]) -> bool:
         """Whether every surviving row has a value or a permanent error in these files of the group's set."""
-        return all(s in files and files[s].covered >= len(alive) for s, alive in self._alive.items())
+        return all(s in files and files[s].covered >= alive.sum() for s, alive in self._alive.items())
 
     def compute(self, bound: BoundStep, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         """Run the group over all rows, in its order, and publish each shard's part. Returns shard → column file."""
@@ -88,9 +96,14 @@ class GroupJob:
         assert operator is not None
         assert issubclass(operator, Group)
         assert contract is not None
-        rows = pa.concat_tables(self._view(s).gather(self._step.inputs, alive) for s, alive in self._alive.items())
-        order = self._engine.order(rows, self._step.order)
-        ordered = rows.take(pa.array(order))
+        inputs = self._step.inputs
+        rows = pa.concat_tables(
+            self._view(s).gather(inputs, np.flatnonzero(alive)) for s, alive in self._alive.items()
+        ).combine_chunks()
+        # Without terms they are in order as they are: row_id ascends through the shards.
+        order = self._engine.order(rows, self._step.order) if self._step.order else None
+        ordered = rows if order is None else rows.take(pa.array(order))
+        del rows
         try:
             group = operator(self._step.options)
             answer = group.compute(ordered) if self._older is None else group.compute_against(ordered, self._older)
@@ -102,18 +115,23 @@ class GroupJob:
                 f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}"
                 f"{at(error)}); mend the group or its options and run again"
             ) from error
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return self._publish(bound, answered.take(pa.array(back)), tick)
+        del ordered
+        if order is not None:
+            back = np.empty(len(order), np.int64)
+            back[order] = np.arange(len(order))
+            answered = answered.take(pa.array(back))
+        return self._publish(bound, answered, tick)
 
     def _publish(self, bound: BoundStep, answered: pa.Table, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         base = ColumnFooter.of(canonical_json(dict(bound.document)))
         published, first = {}, 0
         for shard, alive in self._alive.items():
-            table = _shard_table(self._row_ids[shard], alive, answered.slice(first, len(alive)))
-            first += len(alive)
-            published[shard] = publish_columns(self._store, bound.set_name, shard, table, base)
-            tick(len(self._row_ids[shard]))
+            seen = int(alive.sum())
+            table = _shard_table(shard, alive, answered.slice(first, seen))
+            first += seen
+            known = self._files.get(bound.set_name, {}).get(shard)
+            published[shard] = publish_columns(self._store, bound.set_name, shard, table, base, known)
+            tick(len(alive))
         return published
 
 
@@ -123,14 +141,14 @@ def _answered(operator: str, contract: Contract, answer: Any, rows: int) -> pa.T
     Whole arrays of finite numbers and text stay arrays; anything else is looked at cell by cell.
     """
     arrays = _plain_arrays(contract.writes, answer, rows)
-    reasons: list[str | None] = [None] * rows
+    reason = pa.nulls(rows, pa.string())
     if arrays is None:
         results = checked_columns(operator, contract, answer, rows)
-        reasons = [r.reason if isinstance(r, Failed) else None for r in results]
+        reason = pa.array([r.reason if isinstance(r, Failed) else None for r in results], pa.string())
         arrays = [
             pa.array([None if isinstance(r, Failed) else r[f.name] for r in results], f.type) for f in contract.writes
         ]
-    return pa.table([*arrays, pa.array(reasons, pa.string())], names=[*contract.writes.names, "reason"])
+    return pa.table([*arrays, reason], names=[*contract.writes.names, "reason"])
 
 
 def _plain_arrays(schema: pa.Schema, answer: Any, rows: int) -> list[Any] | None:
@@ -153,12 +171,11 @@ def _plain_arrays(schema: pa.Schema, answer: Any, rows: int) -> list[Any] | None
     return arrays
 
 
-def _shard_table(row_ids: npt.NDArray[np.int64], alive: npt.NDArray[np.int64], mine: pa.Table) -> pa.Table:
+def _shard_table(shard: int, alive: npt.NDArray[np.bool_], mine: pa.Table) -> pa.Table:
     """The rows of a shard, those that the group did not see as `uncovered`; `mine` has the others, in row order."""
-    places = np.full(len(row_ids), -1)
-    places[alive] = np.arange(len(alive))
-    unseen = pa.array(places < 0)
-    taken = mine.take(pa.array(places, mask=places < 0))
+    row_ids = row_id(shard, 0) + np.arange(len(alive))  # rows of a shard are never moved
+    unseen = pa.array(~alive)
+    taken = mine.take(pa.array(np.cumsum(alive) - 1, mask=~alive))
     reason = pc.if_else(unseen, UNCOVERED, taken.column("reason"))
     columns = [taken.column(name) for name in mine.column_names[:-1]]
     return pa.table([pa.array(row_ids), *columns, reason], names=["row_id", *mine.column_names])

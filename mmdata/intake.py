@@ -14,6 +14,7 @@ from typing import Any
 
 from mmdata.adopt import with_columns
 from mmdata.column_files import shard_name
+from mmdata.errors import StoreError
 from mmdata.ledger import update_dataset
 from mmdata.pool import Finished, IngestContext, Item
 from mmdata.preflight import Proved
@@ -53,6 +54,12 @@ class Intake:
         for number, entry in enumerate(self._document.sources):
             count = entry["shards"]
             if count is None or any(shard not in there for shard in range(first, first + count)):
+                if number in self._proved.drifted:
+                    path = self._recipe.sources[number].path
+                    raise StoreError(
+                        f"rows of {path} are missing from {self._proved.store.url}, and it is not as it was adopted: "
+                        "restore the rows, or bring the source back"
+                    )
                 count = 0
                 for item in self._of_source(number, first):
                     count += 1

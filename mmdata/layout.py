@@ -55,6 +55,10 @@ _CONSTANTS: dict[str, tuple[str | None, str]] = {
 }
 
 
+# A sample's key, perhaps in folders (an adopted one); no part begins with a dot, the last has none.
+_KEY = r"^([^./\\\x00-\x20][^/\\\x00-\x20]*/)*[^./\\\x00-\x20]+$"
+
+
 @dataclass(frozen=True)
 class ExportColumn:
     """One exported column: `source` is its name in the dataset, None for img2dataset's constants."""
@@ -231,11 +235,12 @@ def _extension(ext: str | None) -> str | None:
 
 
 def _check_keys(shard: int, keys: pa.ChunkedArray) -> None:
-    if keys.null_count or pc.any(pc.invert(pc.match_substring_regex(keys, r"^[^./\\\x00-\x20]{1,80}$"))).as_py():
-        bad = [k for k in keys.to_pylist() if k is None or not k or set(k) & set("./\\ ") or len(k) > 80][:1]
+    named = pc.and_(pc.match_substring_regex(keys, _KEY), pc.less_equal(pc.binary_length(keys), 90))
+    if keys.null_count or pc.all(named).as_py() is False:
+        bad = [k for k, is_good in zip(keys.to_pylist(), named.to_pylist(), strict=True) if not is_good][:1]
         raise StoreError(
-            f"shard {shard:05d} has a sample whose key {bad[0] if bad else '?'!r} cannot name a file in a tar; "
-            "expected 1 to 80 characters without dots, slashes and spaces; export to format parquet instead"
+            f"shard {shard:05d} has a sample whose key {bad[0]!r} cannot name a file in a tar; expected 1 to 90 bytes, "
+            "with no dots but in folders' names, and no spaces; export to format parquet instead"
         )
 
 

@@ -163,7 +163,7 @@ def require_plain(url: str) -> tuple[str, str]:
     if ("@" in host and not account) or "?" in rest or "#" in rest or "::" in protocol:
         raise RecipeError(
             f"a {protocol.rpartition('::')[2]}:// URL of a dataset holds a bucket and a path only: no user, key, query "
-            "or chained protocol; credentials come from the environment or the cloud's own configuration (docs/stores.md)"
+            "or chained protocol; credentials come from the environment or the cloud's own files (docs/stores.md)"
         )
     return protocol, rest
 
@@ -393,7 +393,7 @@ class ObjectStore:
             if attempt + 1 < ATTEMPTS:
                 time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * random.uniform(0.5, 1.0))
         raise StoreError(
-            f"cannot {what}: {self.protocol}:// did not do it in {ATTEMPTS} tries over {time.monotonic() - begun:.0f} s "
-            f"(last: {last}); look at the network and the store's limits, then the same command goes on: no finished "
-            "work is lost"
+            f"cannot {what}: {self.protocol}:// did not do it in {ATTEMPTS} tries over "
+            f"{time.monotonic() - begun:.0f} s (last: {last}); look at the network and the store's limits, then the "
+            "same command goes on: no finished work is lost"
         )

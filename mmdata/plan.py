@@ -253,13 +253,13 @@ def _warnings(steps: Sequence[PlannedStep]) -> list[str]:
     for group in (s for s in steps if s.kind == "group" and any(o.endswith("_rank") for o, _ in s.outputs)):
         made = {visible for _, visible in group.outputs}
         for step in steps[group.position :]:
-            if step.kind == "filter" and not made & {i.visible for i in step.inputs}:
+            if step.kind in ("filter", "keep_list") and not made & {i.visible for i in step.inputs}:
                 found.append(
                     f"filter {step.name} follows {group.name} without reading its columns: where it drops the first "
                     f"row of a cluster, the whole cluster is gone; filter before {group.name} if you can"
                 )
         if group.over == "all":
-            before = [s.name for s in steps[: group.position - 1] if s.kind == "filter"]
+            before = [s.name for s in steps[: group.position - 1] if s.kind in ("filter", "keep_list")]
             if before:
                 found.append(
                     f"{group.name} is over all rows: where {', '.join(before)} drops the first row of a cluster, the "

@@ -23,7 +23,8 @@ from mmdata.settings import FetchOptions
 from mmdata.sources.adopted import AdoptingSource, Part
 from mmdata.stage import Stage
 from mmdata.store import Store
-from mmdata.work import PassContext, close_stages, journal_folder, run_pass, settle_item
+from mmdata.verdict_work import settle_shard
+from mmdata.work import PassContext, close_stages, journal_folder, run_pass
 
 __all__ = [
     "Finished",
@@ -141,7 +142,8 @@ def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
     if _engine is None:
         _engine = FilterEngine()
     if item.kind == "verdict":
-        return settle_item(context, item.shard, item.rows_file, item.files, _engine, item.earlier)
+        store, steps, folder = context.store, context.steps, context.verdicts
+        return settle_shard(store, steps, item.shard, item.rows_file, item.files, folder, item.earlier, _engine)
     try:
         return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven, item.earlier)
     except (DeviceLost, DeviceOutOfMemory):

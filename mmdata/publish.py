@@ -183,8 +183,8 @@ class Target:
                 f"export.path {self.path} holds an earlier export and {foreign!r}, which mmdata did not write; "
                 "move that file away, or choose another folder"
             )
-        name = f"{self.path.name}.{{}}-{identity[:12]}"
-        attempt = Attempt(self.path.with_name(name.format("attempt")), self.path.with_name(name.format("plan")))
+        folder, plan = (self.path.with_name(f"{self.path.name}.{what}-{identity[:12]}") for what in ("attempt", "plan"))
+        attempt = Attempt(folder, plan)
         there = size_on_disk(attempt.folder) or 0
         free = shutil.disk_usage(self.path.parent).free
         if free + there < media_bytes:

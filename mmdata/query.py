@@ -1,9 +1,10 @@
 """DuckDB views over a dataset: `samples`, `rows`, `verdicts`, `runs` and `columns."<set>"`.
 
 Column sets are stitched to the rows by position, over the explicit file lists of `current.json`: every file of a set
-has the rows of its shard in the same order, which the run proved row by row when it wrote them. Here the footers are
-compared once per connection, so that a torn file or one of another shard is an error and never a wrong answer. Reading
-by position lets DuckDB leave out the sets that a question does not touch.
+has the rows of its shard in the same order, which the run proved row by row when it wrote them. The selection records
+the size and the stamp of each file. Here they are compared with a listing once per connection, and where they differ
+the footer is read, so that a torn file or one of another shard is an error and never a wrong answer. Reading by
+position lets DuckDB leave out the sets that a question does not touch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pyarrow as pa
 from mmdata.base_rows import rows_differ
 from mmdata.columns import ROWS_PER_SHARD_BITS
 from mmdata.errors import StoreError
-from mmdata.ledger import Current, CurrentStep
+from mmdata.numbered_files import stamps_of
+from mmdata.selections import Current, CurrentStep
 from mmdata.store import Store
 
 __all__ = ["connect", "quote", "require_rows", "run_records", "samples_sql"]
@@ -44,6 +46,7 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     """A connection with the views of what readers see now; StoreError when a file does not hold its shard's rows."""
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET parquet_metadata_cache = true")  # every question opens every file of the shards
     if not store.is_local:
         connection.register_filesystem(store.fs)
     _require_same_rows(connection, store, current)
@@ -53,28 +56,54 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     for name, files in current.sets.items():
         connection.execute(f"CREATE VIEW columns.{quote(name)} AS SELECT * FROM {_files(store, files)}")
     connection.execute(f"CREATE VIEW samples AS {samples_sql(store, current)}")
-    connection.register("runs", pa.Table.from_pylist(run_records(store), schema=_RUNS))
+    # As text: making an Arrow table out of Python values would load pandas, which takes longer than most questions.
+    read = f"SELECT unnest(from_json(?, '{json.dumps([_RUNS])}')) AS run"
+    connection.execute(f"CREATE TABLE run_records AS {read}", [json.dumps(run_records(store))])
+    connection.execute("CREATE VIEW runs AS SELECT run.* FROM run_records")
     return connection
 
 
 def _require_same_rows(connection: duckdb.DuckDBPyConnection, store: Store, current: Current) -> None:
-    """Every file holds as many rows as its shard has, with the same smallest and largest row_id: footers say so.
+    """Every file is the one that the run proved, or at least has the rows of its shard, from the first to the last.
 
-    So a file that is short, or another shard's, is found at the price of reading footers. That the order in a file is
-    that of its shard was proved when it was written.
+    A file with the recorded size and stamp is that file. One with another stamp (of a copied dataset, or put in its
+    place) has to show in its footer as many rows as its shard, with the smallest and largest row_id; another size is
+    another file. That the order in a file is that of its shard was proved when it was written.
     """
-    expected: list[_Extent] = []
-    for what, names in (("base rows", current.rows), ("verdicts", current.verdicts), *current.sets.items()):
-        found = _extents(connection, store, what, names)
-        expected = expected or found
-        for shard, ours, theirs in zip(current.shards, expected, found, strict=True):
-            if ours[0] != theirs[0]:
-                raise StoreError(
-                    f"{store.url}: shard {shard:05d} of {what} has {theirs[0]} rows where the base rows have "
-                    f"{ours[0]}; remove that file and run the recipe again"
-                )
-            if ours != theirs or theirs[1] is None or theirs[1] >> ROWS_PER_SHARD_BITS != shard:
-                raise StoreError(_misplaced(store, what, shard))
+    for what, shown in (("rows", "base rows"), ("verdicts", "verdicts"), *((n, n) for n in current.set_names)):
+        listed = current.listed(what)
+        store.expect(listed.names)
+        doubtful, resized = [], set()
+        stamps = stamps_of(store, listed.names, whole_folders=True)
+        for place, (name, found, size, stamp) in enumerate(
+            zip(listed.names, stamps, listed.sizes, listed.stamps, strict=True)
+        ):
+            if found is None:
+                raise StoreError(f"{store.url}: a file of {shown} is missing or torn ({name} is not there)")
+            if found != (size, stamp):
+                doubtful.append(place)
+                if found[0] != size:
+                    resized.add(place)
+        if doubtful:
+            extents = _extents(connection, store, shown, [listed.names[place] for place in doubtful])
+            for place, extent in zip(doubtful, extents, strict=True):
+                _require_extent(store, shown, current.shards[place], current.row_counts[place], extent)
+        for place in resized:
+            raise StoreError(
+                f"{store.url}: {listed.names[place]} is not the file that the run wrote (its size differs); "
+                "run the recipe again"
+            )
+
+
+def _require_extent(store: Store, what: str, shard: int, rows: int, extent: _Extent) -> None:
+    if extent[0] != rows:
+        raise StoreError(
+            f"{store.url}: shard {shard:05d} of {what} has {extent[0]} rows where the base rows have {rows}; remove "
+            "that file and run the recipe again"
+        )
+    first = shard << ROWS_PER_SHARD_BITS
+    if rows and extent != (rows, first, first + rows - 1):
+        raise StoreError(_misplaced(store, what, shard))
 
 
 _Extent = tuple[int, int | None, int | None]  # rows, smallest row_id, largest row_id
@@ -82,7 +111,6 @@ _Extent = tuple[int, int | None, int | None]  # rows, smallest row_id, largest r
 
 def _extents(connection: duckdb.DuckDBPyConnection, store: Store, what: str, names: Sequence[str]) -> list[_Extent]:
     paths = [store.path_for_duckdb(n) for n in names]
-    store.expect(names)
     try:
         found = connection.execute(
             "SELECT file_name, sum(row_group_num_rows), min(stats_min_value::BIGINT), max(stats_max_value::BIGINT) "
@@ -136,19 +164,17 @@ def _step_columns(step: CurrentStep, alias: str) -> list[str]:
     return columns
 
 
-_STEP = pa.struct([("name", pa.string()), ("set", pa.string()), ("computed", pa.int64()), ("seconds", pa.float64())])
-_RUNS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("status", pa.string()),
-        ("started", pa.string()),
-        ("seconds", pa.float64()),
-        ("runner", pa.string()),
-        ("media_reads", pa.int64()),
-        ("ingest_seconds", pa.float64()),
-        ("steps", pa.list_(_STEP)),
-    ]
-)
+# As DuckDB's from_json takes it: column → type.
+_RUNS = {
+    "run": "VARCHAR",
+    "status": "VARCHAR",
+    "started": "VARCHAR",
+    "seconds": "DOUBLE",
+    "runner": "VARCHAR",
+    "media_reads": "BIGINT",
+    "ingest_seconds": "DOUBLE",
+    "steps": [{"name": "VARCHAR", "set": "VARCHAR", "computed": "BIGINT", "seconds": "DOUBLE"}],
+}
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:
@@ -160,5 +186,5 @@ def run_records(store: Store) -> list[dict[str, Any]]:
         except ValueError as error:
             raise StoreError(f"runs/{name} of {store.url} is damaged ({error}); remove it") from None
         steps = [{k: s.get(k) for k in ("name", "set", "computed", "seconds")} for s in document.get("steps", [])]
-        found.append({**{f.name: document.get(f.name) for f in _RUNS}, "steps": steps})
+        found.append({**{name: document.get(name) for name in _RUNS}, "steps": steps})
     return found

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 
 from mmdata.object_store import ObjectStore
+from mmdata.objects.memory import MemoryObjects
 
 __all__ = ["ObjectFiles", "RangeFile"]
 
@@ -33,7 +34,7 @@ class RangeFile(io.RawIOBase):
     Each thread has a position of its own: DuckDB reads one handle from several threads, a seek and a read each.
     """
 
-    def __init__(self, objects: ObjectStore, path: str, tail: tuple[bytes, int] | None = None) -> None:
+    def __init__(self, objects: ObjectStore | MemoryObjects, path: str, tail: tuple[bytes, int] | None = None) -> None:
         super().__init__()
         self._objects = objects
         self._path = path

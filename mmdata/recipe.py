@@ -29,6 +29,7 @@ from mmdata.block_lists import BlockOptions
 from mmdata.errors import RecipeError, nearest
 from mmdata.operator_files import OperatorFile
 from mmdata.recipe_yaml import from_yaml
+from mmdata.secret_urls import require_no_credentials
 from mmdata.settings import ExportOptions, FetchOptions
 from mmdata.sources.kinds import KINDS, Source
 
@@ -227,6 +228,7 @@ def parse(recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overr
         if not isinstance(document, dict):
             raise RecipeError("expected a mapping with name, dataset, source and steps")
         document = with_overrides(document, overrides)
+        require_no_credentials(document)
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(describe_errors(where, error, Recipe)) from None

@@ -41,6 +41,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# As in YAML 1.2, only true and false are truth values: `on: uid` has the key `on`. Options still take yes and no.
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in found if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def from_yaml(text: str) -> Any:
     """The document in a YAML text; RecipeError names line and column."""
     try:

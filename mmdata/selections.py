@@ -11,6 +11,7 @@ torn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -245,7 +246,11 @@ def _says_the_same(earlier: Current, current: Current, table: pa.Table) -> bool:
     ours, theirs = current.to_dict(), earlier.to_dict()
     # A run that finds everything done says nothing new; its id and its time are in its record.
     same = all(ours[name] == theirs[name] for name in ours if name not in ("run", "finished", "files"))
-    return same and table.equals(earlier.table)
+    if not same:
+        return False
+    with contextlib.suppress(StoreError):  # its list is gone or torn: then it is written anew
+        return bool(table.equals(earlier.table))
+    return False
 
 
 def _replace(

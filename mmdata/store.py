@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +35,7 @@ from mmdata.column_files import (
 )
 from mmdata.errors import StoreError
 from mmdata.object_store import ObjectStore, Unfinished, bucket_path, open_objects
+from mmdata.objects.memory import MemoryObjects
 from mmdata.range_file import ObjectFiles, RangeFile
 from mmdata.scratch import scratch_folder
 
@@ -55,9 +55,9 @@ __all__ = [
 
 MUTABLE = ("current.json", "dataset.json", "lease.json")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@~-]{0,199}")
-_memory_lock = threading.RLock()
 Names = list[str]  # in the class, `list` is the method
 Entries = list[tuple[str, int | None]]
+Versions = list[tuple[str, int, str]]
 
 
 class Store:
@@ -65,8 +65,8 @@ class Store:
 
     `url` is absolute for local folders and never holds credentials, `root` is the folder's path in its store, `fs` the
     fsspec filesystem DuckDB reads it through. `is_local`: a plain folder; `is_shared`: several processes may use it.
-    Names are relative POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for what
-    the operator must mend: a file missing or torn, a full disk, a store that does not answer or refuses.
+    Names are relative POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for
+    what the operator must mend: a file missing or torn, a full disk, a store that does not answer or refuses.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,11 +87,12 @@ class Store:
             host, _, path = self.root.partition("/")
             account = f"@{self._account}" if self._account else ""
             self.url = f"{self._remote}://{host}{account}/{path}".rstrip("/")
-        self.fs: Any = ObjectFiles(self._objects) if self._remote else fsspec.filesystem(protocol)
+        remote = open_objects(self._remote, self._account) if self._remote else None
+        self.fs: Any = fsspec.filesystem(protocol) if remote is None else ObjectFiles(remote)
 
     @property
-    def _objects(self) -> ObjectStore:
-        return open_objects(self._remote, self._account)
+    def _objects(self) -> ObjectStore | MemoryObjects:
+        return open_objects(self._remote, self._account) if self._remote else MemoryObjects()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
@@ -117,13 +118,7 @@ class Store:
         with self._explained(name, local_file.stat().st_size):
             if self.is_local:
                 return local_disk.publish(local_file, path)
-            if self._remote:
-                published = self._objects.put_if_absent(path, local_file)
-            else:
-                with _memory_lock:
-                    published = not self.fs.exists(path)
-                    if published:
-                        self.fs.pipe_file(path, local_file.read_bytes())
+            published = self._objects.put_if_absent(path, local_file)
             local_file.unlink()
             return published
 
@@ -144,27 +139,21 @@ class Store:
             raise StoreError(f"{name} of {self.url} is written once; only {', '.join(MUTABLE)} may be replaced")
         if self.is_local and expected is not None and not self.exists(name):
             return False  # nor is a folder that somebody removed made anew
-        if self._remote:
-            with self._explained(name, len(data)):
+        with self._explained(name, len(data)):
+            if not self.is_local:
                 return self._objects.replace(path, data, expected)
-        with self._explained(name, len(data)), self._locked():
-            if self._bytes_or_none(path) != expected:
-                return False
-            if self.is_local:
+            with local_disk.locked(self.root):
+                if self._bytes_or_none(path) != expected:
+                    return False
                 local_disk.put(data, path)
-            else:
-                self.fs.pipe_file(path, data)
-            return True
+                return True
 
     def remove(self, name: str) -> None:
         """Remove a file, and its folder when that is empty then; for `mmdata clean`. No error when it is absent."""
         path = self._path(name)
         with self._explained(name, 0), contextlib.suppress(FileNotFoundError):
-            if self._remote:
-                self._objects.delete(path)
-                return
             if not self.is_local:
-                self.fs.rm_file(path)
+                self._objects.delete(path)
                 return
             os.unlink(path)
             folder = os.path.dirname(path)
@@ -174,10 +163,8 @@ class Store:
 
     def unfinished_uploads(self) -> list[Unfinished]:
         """Uploads in parts below the folder that were begun and not ended: a process sends them, or has died."""
-        if not self._remote:
-            return []
         with self._explained("uploads", 0, "list"):
-            return self._objects.unfinished(self.root)
+            return [] if self.is_local else self._objects.unfinished(self.root)
 
     def abort_upload(self, found: Unfinished) -> None:
         """Give an unfinished upload up; no error when it has ended."""
@@ -213,10 +200,10 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         path = self._path(name)
-        if self._remote:
-            with self._explained(name, 0, "read"):
-                return self._objects.size(path) is not None
-        return os.path.isfile(path) if self.is_local else bool(self.fs.isfile(path))
+        if self.is_local:
+            return os.path.isfile(path)
+        with self._explained(name, 0, "read"):
+            return self._objects.size(path) is not None
 
     def list(self, folder: str) -> Names:
         """Names of the files directly in `folder` (`""`: the dataset folder), sorted; hidden ones left out."""
@@ -234,12 +221,16 @@ class Store:
                 if self.is_local:
                     with os.scandir(path) as found:
                         return sorted((e.name, None if e.is_dir() else _size(e)) for e in found)
-                if self._remote:
-                    return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.entries(path))
-                listed = self.fs.ls(path, detail=True)
+                return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.entries(path))
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        return sorted((e["name"].rsplit("/", 1)[1], e["size"] if e["type"] == "file" else None) for e in listed)
+
+    def versions(self, folder: str) -> Versions:
+        """(name, size in bytes, tag) of the files of a folder in an object store; a file written anew has another."""
+        with self._explained(folder, 0, "list"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = self._objects.entries(self._path(folder))
+            return [(e.path.rsplit("/", 1)[1], e.size, e.tag or str(e.modified)) for e in found if e.size is not None]
+        return []
 
     def read_table(self, name: str, columns: Names | None = None) -> pa.Table:
         """A Parquet file, or these columns of it in this order; StoreError when torn, or a column is not there."""
@@ -293,7 +284,7 @@ class Store:
         with self._explained(name, 0, "read"), contextlib.suppress(FileNotFoundError):
             if self.is_local:
                 return os.stat(path, follow_symlinks=False).st_mtime
-            return self._objects.modified(path) if self._remote else float(self.fs.modified(path).timestamp())
+            return self._objects.modified(path)
         return None
 
     # What is there
@@ -354,43 +345,34 @@ class Store:
 
     def _bytes_or_none(self, path: str) -> bytes | None:
         try:
-            if self._remote:
-                return self._objects.read(path)
-            return Path(path).read_bytes() if self.is_local else bytes(self.fs.cat_file(path))
+            return Path(path).read_bytes() if self.is_local else self._objects.read(path)
         except FileNotFoundError:
             return None
 
     def _range(self, path: str, offset: int, size: int) -> bytes:
-        if self._remote:
+        if not self.is_local:
             return self._objects.read_range(path, offset, size)
-        with open(path, "rb") if self.is_local else self.fs.open(path) as file:
+        with open(path, "rb") as file:
             file.seek(offset)
-            data: bytes = file.read(size)
-            return data
+            return file.read(size)
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
         path = self._path(name)
-        if self._remote:
-            try:
-                with self._explained(name, 0, "read"):
-                    source: Any = pa.PythonFile(RangeFile(self._objects, path))
-            except FileNotFoundError:
-                raise self._missing(name) from None
-        else:
-            source = path if self.is_local else pa.BufferReader(self.read(name))
-        if self.is_local and not os.path.isfile(path):
-            raise self._missing(name)
+        source: Any = path
+        try:
+            with self._explained(name, 0, "read"):
+                if self.is_local:
+                    os.stat(path)
+                else:
+                    source = pa.PythonFile(RangeFile(self._objects, path))
+        except FileNotFoundError:
+            raise self._missing(name) from None
         with _open_parquet(source, f"{name} of {self.url}") as file:
             yield file
 
     def _missing(self, name: str) -> StoreError:
         return StoreError(f"{name} is missing from {self.url}; restore it, or run again to make it anew")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with local_disk.locked(self.root) if self.is_local else _memory_lock:
-            yield
 
     @contextlib.contextmanager
     def _explained(self, name: str, size: int, verb: str = "write") -> Iterator[None]:

@@ -8,14 +8,14 @@ of the same chain stands where its rows say the same. StoreError when a step has
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.column_files import shard_name, write_parquet
+from mmdata.column_files import ColumnFile, shard_name, write_parquet
 from mmdata.filters import FilterEngine
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, Walk, unsettled, verdicts, walk
@@ -43,9 +43,17 @@ class Settled:
 
 
 def settle_shard(
-    steps: Sequence[BoundStep], view: ShardView, folder: str, earlier: str, engine: FilterEngine
+    store: Store,
+    steps: Sequence[BoundStep],
+    shard: int,
+    rows_file: str,
+    files: Mapping[str, ColumnFile],
+    folder: str,
+    earlier: str,
+    engine: FilterEngine,
 ) -> Settled:
     """Judge every row of a shard by what is committed. `earlier` and `folder` as in `settle`."""
+    view = ShardView(store, shard, rows_file, {b.step.position: b.set_name for b in steps if b.set_name}, files)
     return settle(steps, view, walk(view, steps, engine), folder, earlier)
 
 

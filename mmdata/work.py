@@ -23,7 +23,7 @@ from mmdata.column_buffer import ColumnBuffer
 from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
 from mmdata.columns import media_reference
 from mmdata.filters import FilterEngine
-from mmdata.isolate import DeviceLost, Journal, StepTracker, compute_rows, raise_not_opened
+from mmdata.isolate import DeviceLost, StepTracker, compute_rows, raise_not_opened
 from mmdata.media_reader import MediaReader
 from mmdata.scratch import scratch_root
 from mmdata.stage import Failed, Stage
@@ -45,6 +45,7 @@ from mmdata.survivors import (
     walk,
 )
 from mmdata.verdict_work import Settled, settle, settle_shard
+from mmdata.worker_journal import Journal
 
 __all__ = [
     "PassContext",
@@ -54,7 +55,6 @@ __all__ = [
     "finished_pass",
     "journal_folder",
     "run_pass",
-    "settle_item",
 ]
 
 DECODED_BYTES = 256 << 20  # of one chunk: pictures in full and their variants
@@ -127,7 +127,7 @@ def run_pass(
     """
     view = ShardView(context.store, shard, rows_file, context.sets, files)
     lanes = _lanes(context, view, engine)
-    job = _ShardJob(context, view, engine, proven)
+    job = _ShardJob(context, view, engine, proven, files)
     if any(walk(view, mine, engine, before, final=False).missing for before, mine in lanes):
         job.compute(lanes)
     job.commit()
@@ -136,21 +136,9 @@ def run_pass(
     if not context.verdicts or any(w.transient for w in result.work.values()):
         return result
     # Another attempt at the shard may have committed first, so that what stands is not what is in memory.
-    stands = ShardView(context.store, shard, rows_file, context.sets, {**files, **job.files})
-    return replace(result, settled=settle_shard(context.steps, stands, context.verdicts, earlier, engine))
-
-
-def settle_item(
-    context: PassContext,
-    shard: int,
-    rows_file: str,
-    files: Mapping[str, ColumnFile],
-    engine: FilterEngine,
-    earlier: str = "",
-) -> Settled:
-    """The verdicts of a shard all of whose steps are done."""
-    view = ShardView(context.store, shard, rows_file, context.sets, files)
-    return settle_shard(context.steps, view, context.verdicts, earlier, engine)
+    stands, folder = {**files, **job.files}, context.verdicts
+    settled = settle_shard(context.store, context.steps, shard, rows_file, stands, folder, earlier, engine)
+    return replace(result, settled=settled)
 
 
 def finished_pass(
@@ -215,12 +203,14 @@ class _ShardJob:
         view: ShardView,
         engine: FilterEngine,
         proven: frozenset[str],
+        known: Mapping[str, ColumnFile],
     ) -> None:
         self.context, self.view, self.engine, self.proven = context, view, engine, proven
         self.steps = context.steps[context.begin :]
         self.work = {b.step.position: StepWork() for b in self.steps}
         self.buffers: dict[str, ColumnBuffer] = {}
         self.files: dict[str, ColumnFile] = {}
+        self.known = dict(known)  # set → its newest file
         self.reads = 0
         self._journals: dict[str, Journal] = {}
         self._reader = MediaReader(context.store)
@@ -369,7 +359,10 @@ class _ShardJob:
             if buffer.changed or not buffer.committed:
                 table = buffer.table()
                 base = ColumnFooter.of(canonical_json(dict(buffer.bound.document)))
-                self.files[name] = publish_columns(self.context.store, name, self.view.shard, table, base)
+                self.files[name] = publish_columns(
+                    self.context.store, name, self.view.shard, table, base, self.known.get(name)
+                )
+                self.known[name] = self.files[name]
                 buffer.changed, buffer.committed = False, True
 
 

@@ -250,3 +250,23 @@ def test_plan_says_what_the_files_are_and_what_is_left(recipe: dict[str, Any], s
     assert look(proved).steps[0].rows_left == len(OK)
     mmdata.run(document, runner="inline")
     assert look(prove(parse(document))).steps[0].rows_left == 0
+
+
+def test_a_list_after_duplicates_is_warned_of_like_any_filter(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("00001\n")
+    steps = ["hash_image", "near_duplicates", {"keep_list": {"path": str(tmp_path / "l.txt"), "on": "key"}}]
+    plan = plan_recipe(parse({**recipe, "steps": steps}), pa.schema([("number", pa.int64())]))
+    assert [w for w in plan.warnings if w.startswith("filter keep_list follows near_duplicates without reading")]
+
+
+def test_a_group_over_all_rows_sees_past_the_list(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """It lacks what `attach` failed, and not what the list drops."""
+    keys = base_rows(recipe)["key"].to_pylist()
+    (tmp_path / "s.csv").write_text("key,score\n" + "".join(f"{k},{i}\n" for i, k in enumerate(keys[:30])))
+    (tmp_path / "l.txt").write_text("\n".join(keys[10:20]))
+    attach = {"attach": {"path": str(tmp_path / "s.csv"), "on": "key", "columns": ["score"]}}
+    keep = {"keep_list": {"path": str(tmp_path / "l.txt"), "on": "key"}}
+    ds = run(recipe, attach, keep, {"rank_rows": {"by": "score", "over": "all"}})
+    seen = ds.sql(f'SELECT count(rank_rank) FROM columns."{set_of(ds, "rank_rows")}"').fetchall()
+    assert seen == [(30 - 1,)]  # number 17 failed at ingest
+    assert ds.funnel().kept == 9

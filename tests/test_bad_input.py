@@ -139,7 +139,7 @@ REST: list[tuple[dict[str, Any], list[str]]] = [
     (_source(columns=["sha256"]), ["'sha256'", "which mmdata uses itself"]),
     (_source(columns=["number", "number"]), ["'number' twice"]),
     (_source(captoin="x"), ["source: ", "'captoin'", "did you mean 'caption'?"]),
-    (_source(kind="folder"), ["source.kind", "'urls'", "'folder'"]),
+    (_source(kind="folder"), ["source.kind", "urls", "'folder'"]),
     ({"source": "list.parquet"}, ["source", "'list.parquet'"]),
     ({"fetch": {"imagesize": 1}}, ["fetch: ", "'imagesize'", "did you mean 'image_size'?"]),
     ({"fetch": {"image_size": "big"}}, ["fetch.image_size", "'big'"]),

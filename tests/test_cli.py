@@ -65,6 +65,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = synthetic.make_dataset(
         tmp_path_factory.mktemp("cli"), list(range(20)), status=lambda n: "http_4xx" if n == 4 else "ok"
     )
+    made["name"] = "pets"
     made["steps"] = ["probe_text", {"filter": {"low": "number < 10"}}]
     mmdata.run(made, runner="inline")
     return made
@@ -117,6 +118,7 @@ def test_the_examples_work(run: Run, pets: Path, command: str) -> None:
         if ">" in words:
             words = words[: words.index(">")]
         if command == "export":
+            words = [w.replace("data/signs", "data/pets#pets") for w in words]
             words = ["caption,text_word_count" if w == "caption,clip_score" else w for w in words]
         if "parquet" in words:
             assert pq.read_table(io.BytesIO(binary(*words, cwd=pets))).num_rows > 0
@@ -359,19 +361,21 @@ def test_clean(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     mmdata.run({**recipe, "steps": [{"filter": {"f": "number < 6"}}]}, runner="inline")
     (folder / "media" / "00000-dead.tar").write_bytes(b"x" * 1000)
     [old, new] = sorted((folder / "verdicts").iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    old_bytes = sum(p.stat().st_size for p in old.iterdir())
+    [old_list, _] = sorted((folder / "state").glob("selection-*"), key=lambda p: p.stat().st_mtime_ns)
+    old_bytes = sum(p.stat().st_size for p in [*old.iterdir(), old_list])
     everything = {p for p in folder.rglob("*") if p.is_file()}
 
-    code, out, err = run("clean", str(folder), "--dry-run")
+    code, out, err = run("clean", str(folder), "--dry-run", "--grace", "0")
     assert (code, err) == (0, "")
     assert "media/00000-dead.tar  1,000 bytes" in out.splitlines()
-    assert out.splitlines()[-1] == f"2 files, would free {1000 + old_bytes:,} bytes"
+    assert out.splitlines()[-1] == f"3 files, would free {1000 + old_bytes:,} bytes"
     assert {p for p in folder.rglob("*") if p.is_file()} == everything
 
-    _, out, _ = run("clean", str(folder))
-    assert out.splitlines()[-1] == f"2 files, freed {1000 + old_bytes:,} bytes"
+    _, out, _ = run("clean", str(folder), "--grace", "0")
+    assert "media: 1 files, 1,000 bytes" in out.splitlines()
+    assert out.splitlines()[-1] == f"3 files, freed {1000 + old_bytes:,} bytes"
     gone = everything - {p for p in folder.rglob("*") if p.is_file()}
-    assert gone == {folder / "media" / "00000-dead.tar", *(old / p.name for p in new.iterdir())}
+    assert gone == {folder / "media" / "00000-dead.tar", old_list, *(old / p.name for p in new.iterdir())}
     assert run("clean", str(folder))[1] == "0 files, freed 0 bytes\n"
     assert mmdata.open(folder).funnel().kept == 6
 

@@ -33,13 +33,18 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> datacomp_pool.Pool:
 
 
 def source(pool: datacomp_pool.Pool) -> dict[str, Any]:
-    return {"kind": "datacomp", "path": str(pool.shards), "metadata": str(pool.folder / "metadata" / "small")}
+    """The script's data_dir: shards and metadata are found below it."""
+    return {"kind": "datacomp", "path": str(pool.folder)}
+
+
+def metadata_of(pool: datacomp_pool.Pool) -> str:
+    return str(pool.folder / "metadata" / "small")
 
 
 @pytest.fixture(scope="module")
 def ds(pool: datacomp_pool.Pool, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("curated")
-    metadata = str(pool.folder / "metadata" / "small")
+    metadata = metadata_of(pool)
     scores = {"l14": "clip_l14_similarity_score", "b32": "clip_b32_similarity_score"}
     recipe = {
         "name": "pool",
@@ -166,7 +171,7 @@ def test_the_subset_file_selects_the_same_again(
     recipe = {
         "name": "again",
         "dataset": str(tmp_path / "dataset"),
-        "source": source(pool),
+        "source": {"kind": "datacomp", "path": str(pool.shards), "metadata": metadata_of(pool)},
         "steps": [{"keep_list": {"path": str(subset_file(ds)), "on": "uid"}}],
     }
     again = mmdata.run(recipe, runner="inline")

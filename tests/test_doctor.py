@@ -42,7 +42,9 @@ def test_installed_packages_and_their_versions() -> None:
     installed, found = pip_freeze(), by_name()
     assert found["ray"].found == installed["ray"]
     assert found["duckdb"].found == installed["duckdb"]
-    for name, extra in EXTRAS.items():  # the lock holds every extra
+    for name, extra in EXTRAS.items():
+        if name == "mds":  # in an environment of its own: the lock holds every other extra
+            continue
         assert found[name].ok
         assert found[name].command is None
         for package in extra.packages:

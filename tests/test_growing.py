@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,31 @@ def test_a_source_is_never_taken_away(tmp_path: Path) -> None:
         run(recipe_of(tmp_path, first, steps=[]))
 
 
-def test_a_folder_that_changed_is_another_source(tmp_path: Path) -> None:
+def test_a_folder_that_changes_later_is_warned_of_and_its_new_pictures_are_no_rows(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", range(2))
     run(recipe_of(tmp_path, folder, steps=[]))
     (tmp_path / "in" / "new.jpg").write_bytes(picture(7))
-    with pytest.raises(RecipeError, match="belongs in a source of its own"):
+    recipe = recipe_of(tmp_path, folder, steps=["probe_image"])
+    [warning] = prove(parse(recipe)).plan.warnings
+    assert "belongs in a source of its own" in warning
+    assert [r["path"] for r in rows_of(run(recipe))] == ["0.jpg", "1.jpg"]
+    (tmp_path / "in" / "0.jpg").unlink()
+    rows = rows_of(run({**recipe, "steps": ["hash_image"]}))
+    assert [(r["path"], r["reason"]) for r in rows] == [("0.jpg", "missing_media"), ("1.jpg", None)]
+    shutil.rmtree(tmp_path / "in")
+    [warning] = prove(parse(recipe)).plan.warnings
+    assert "cannot be read any more" in warning
+    assert run({**recipe, "steps": ["probe_image", {"filter": {"wide": "width_px > 40"}}]}).funnel().kept == 1
+
+
+def test_a_folder_that_changes_while_it_is_adopted_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", range(2))
+    run(recipe_of(tmp_path, folder, steps=[]))
+    document = json.loads((tmp_path / "ds" / "dataset.json").read_bytes())
+    document["sources"][0]["shards"] = None
+    (tmp_path / "ds" / "dataset.json").write_text(json.dumps(document))
+    (tmp_path / "in" / "new.jpg").write_bytes(picture(7))
+    with pytest.raises(RecipeError, match="not all in yet"):
         run(recipe_of(tmp_path, folder, steps=[]))
 
 

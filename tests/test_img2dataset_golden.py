@@ -136,7 +136,7 @@ def test_the_parquet_has_the_same_columns_types_and_values(runs: dict[str, Both]
     successes = {k: r for k, r in _rows(both.theirs).items() if r["status"] == "success"}
     exported = _rows(both.export)
     assert list(exported) == sorted(successes)
-    turned = _keys_of(both, lambda e: not e.like_ours)
+    turned = _keys_of(both, lambda e: e.group == "turned")
     sides = {"width", "height", "original_width", "original_height"}
     for key, row in successes.items():
         same = set(row) - {"exif"} - (sides if key in turned else set())
@@ -182,9 +182,9 @@ def test_the_statistics_have_the_same_fields(runs: dict[str, Both]) -> None:
 def _differences(both: Both) -> list[float]:
     """Mean absolute difference, in levels of 255, of each picture that both tools mean to store alike."""
     theirs, ours = _members(both.theirs), _members(both.export)
-    turned = _keys_of(both, lambda e: not e.like_ours)
+    differ = _keys_of(both, lambda e: not e.like_ours)
     found = []
-    for name in sorted(n for n in theirs if n.endswith(".jpg") and n.partition(".")[0] not in turned):
+    for name in sorted(n for n in theirs if n.endswith(".jpg") and n.partition(".")[0] not in differ):
         left, right = peer.pixels(theirs[name]), peer.pixels(ours[name])
         assert left.shape == right.shape, name
         found.append(float(np.abs(left.astype(np.int16) - right).mean()))
@@ -212,6 +212,15 @@ def test_pictures_in_colour_are_the_same_bytes(runs: dict[str, Both]) -> None:
     colour = _keys_of(both, lambda e: e.like_ours and e.group != "grey")
     assert len(colour) >= 78
     assert all(theirs[f"{k}.jpg"] == ours[f"{k}.jpg"] for k in colour)
+
+
+def test_what_img2dataset_turns_white_keeps_its_tones(runs: dict[str, Both]) -> None:
+    """A 16-bit ramp from black to white: its mean is 127.5 of 255."""
+    both = runs["keep_ratio"]
+    [key] = _keys_of(both, lambda e: e.group == "sixteen bits")
+    theirs, ours = (peer.pixels(_members(folder)[f"{key}.jpg"]).mean() for folder in (both.theirs, both.export))
+    assert ours == pytest.approx(127.5, abs=1.5)
+    assert theirs > 240
 
 
 @pytest.fixture(scope="module")

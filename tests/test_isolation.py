@@ -26,7 +26,8 @@ import mmdata
 from mmdata.cli import main
 from mmdata.dataset import Dataset
 from mmdata.errors import BudgetError, ContractError, RetryableError
-from mmdata.isolate import DeviceOutOfMemory, FailsEverywhere, Journal
+from mmdata.isolate import DeviceOutOfMemory, FailsEverywhere
+from mmdata.worker_journal import Journal
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

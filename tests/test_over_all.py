@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mmdata
+from mmdata import registry
 from mmdata.dataset import Dataset
 from mmdata.errors import RecipeError
+from mmdata.stage import Contract, Failed, NoOptions, Stage, parse_schema
 
 NUMBERS = [(i * 37) % 101 for i in range(60)]
 Row = dict[str, Any]
@@ -290,3 +292,46 @@ def _require_masked(
     shown = [r for (r,) in ds.sql(f"SELECT {name}_rank FROM samples ORDER BY row_id").fetchall()]
     places = {None: len(names) + 1, "ingest": 0, **{n: i for i, n in enumerate(names, 1)}}
     assert shown == [ranks[i] if places[where] >= position else None for i, where in left.items()]
+
+
+class Shaky(Stage[NoOptions]):
+    """The number; out of reach for multiples of 10 while `is_down`."""
+
+    name, label, is_down = "ask_number", "asked", True
+
+    @classmethod
+    def contract(cls, options: NoOptions) -> Contract:
+        return Contract(writes=parse_schema("asked_value: float32"), reads=("number",))
+
+    def compute(self, batch: Any) -> dict[str, list[Any]]:
+        down = [self.is_down and n % 10 == 0 for n in batch["number"]]
+        return {
+            "asked_value": [Failed("connect", True) if d else n for d, n in zip(down, batch["number"], strict=True)]
+        }
+
+
+def test_a_row_that_is_out_of_reach_past_a_filter_is_told_and_tried_again(
+    tmp_path: Path, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.register(Shaky)
+    steps: list[Any] = [
+        {"filter": {"not_ten": "number % 10 <> 0"}},
+        {"ask_number": {"max_failed": 1}},
+        {"rank_rows": {"by": "asked_value", "over": "all"}},
+    ]
+    monkeypatch.setattr(Shaky, "is_down", True)
+    ds = run(tmp_path, made, steps)
+    ok = [n for n in NUMBERS if _status(n) == "ok"]
+    tens = sum(n % 10 == 0 for n in ok)
+    assert ds.report is not None
+    assert ds.report.unsettled == tens
+    assert ds.report.work["rank_rows"].computed == len(ok) - tens
+    monkeypatch.setattr(Shaky, "is_down", False)
+    again = run(tmp_path, made, steps)
+    assert again.report is not None
+    assert again.report.unsettled == 0
+    assert again.report.work["ask_number"].computed == tens
+    assert again.report.work["rank_rows"].computed == len(ok)
+    left = again.sql("SELECT count(*) FROM samples WHERE verdict = 'kept'").fetchall()
+    assert left == [(len(ok) - tens,)]

@@ -137,7 +137,9 @@ def tar_members(path: Path) -> Iterator[tuple[str, str, int, int, int]]:
             name = header[:100].rstrip(b"\0").decode()
             size = int(header[124:135], 8)
             end = offset + _BLOCK + -(-size // _BLOCK) * _BLOCK
-            key, _, extension = name.partition(".")
+            folders, slash, base = name.rpartition("/")
+            key, _, extension = base.partition(".")
+            key = folders + slash + key
             yield key, extension, offset, size, end
             file.seek(end)
             offset = end

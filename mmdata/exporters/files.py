@@ -75,6 +75,7 @@ class PlainFiles(Format):
 
 
 def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # keys of adopted samples may have folders
     with path.open("xb") as file:
         file.write(data)
 

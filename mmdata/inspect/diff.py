@@ -153,6 +153,8 @@ def opened(side: Dataset | str | Path) -> Dataset:
     folder, mark, selection = text.rpartition("#")
     if not mark:
         return open_dataset(text)
+    if "://" in text:
+        return open_dataset(folder, selection)
     try:
         return open_dataset(text)  # a folder may have a # in its name
     except SourceError:
@@ -171,7 +173,7 @@ def _dataset_id(store: Store) -> Any:
 
 
 def _connect(sides: Sequence[Dataset], by: By) -> duckdb.DuckDBPyConnection:
-    """A connection with the table `changed` and the view `matched` over both sides."""
+    """A connection with `matched`, every row of both sides, and `changed`, those that entered or left."""
     for side in sides:
         _ = side.connection  # proves that the files hold the rows of their shards
     connection = duckdb.connect(":memory:")
@@ -180,22 +182,51 @@ def _connect(sides: Sequence[Dataset], by: By) -> duckdb.DuckDBPyConnection:
     connection.execute("SET temp_directory = ?", [str(scratch_root() / "duckdb")])
     for fs in {str(s.store.fs.protocol): s.store.fs for s in sides if not s.store.is_local}.values():
         connection.register_filesystem(fs)
-    for letter, side in zip("ab", sides, strict=True):
-        connection.execute(f"CREATE VIEW {letter} AS {_side(side, by)}")
-    connection.execute(_MATCHED)
-    connection.execute("CREATE TABLE changed AS SELECT * FROM matched WHERE change IN ('entered', 'left')")
+    if by == "row_id":
+        connection.execute(f"CREATE VIEW matched AS {_by_position(sides)}")
+        [[astray]] = connection.execute("SELECT count(*) FROM matched WHERE row_id_a <> row_id_b").fetchall()
+        if astray:
+            raise StoreError(f"{sides[0].store.url}: {astray} rows stand in other places of two selections' verdicts")
+    else:
+        # Two passes over a join of texts take longer than its rows take space, which may be on disk.
+        pairs = (f"({_side(side, by)}) AS {letter}" for letter, side in zip("ab", sides, strict=True))
+        joined = " FULL JOIN ".join(pairs) + " ON a.match = b.match AND a.turn = b.turn"
+        names = "coalesce(a.key, b.key) AS key, coalesce(a.uid, b.uid) AS uid"
+        connection.execute(f"CREATE TABLE matched AS SELECT {_CHANGE}, {names}, {_BOTH} FROM {joined}")
+    connection.execute("CREATE VIEW changed AS SELECT * FROM matched WHERE change IN ('entered', 'left')")
     return connection
+
+
+def _by_position(sides: Sequence[Dataset]) -> str:
+    """Rows of one dataset beside their verdicts on both sides: no shard ever changes its rows or their order."""
+    shards = [set(side.current.shards) for side in sides if side.current is not None]
+    parts = []
+    for common, seen in ((shards[0] & shards[1], "ab"), (shards[0] - shards[1], "a"), (shards[1] - shards[0], "b")):
+        if not common:
+            continue
+        sources = [f"(SELECT key, uid FROM {_listed(sides['ab'.index(seen[-1])], 'rows', common)}) AS r"]
+        for letter, side in zip("ab", sides, strict=True):
+            if letter in seen:
+                sources.append(f"{_listed(side, 'verdicts', common)} AS {letter}")
+        absent = "".join(f" CROSS JOIN ({_NOBODY}) AS {letter}" for letter in "ab" if letter not in seen)
+        parts.append(f"SELECT {_CHANGE}, r.key, r.uid, {_BOTH} FROM {' POSITIONAL JOIN '.join(sources)}{absent}")
+    return "\nUNION ALL\n".join(parts) or f"SELECT {_CHANGE}, '' AS key, '' AS uid, {_BOTH} FROM {_EMPTY}"
+
+
+def _listed(side: Dataset, what: Literal["rows", "verdicts"], shards: set[int]) -> str:
+    assert side.current is not None
+    names = side.current.rows if what == "rows" else side.current.verdicts
+    return _files(side.store, [n for s, n in zip(side.current.shards, names, strict=True) if s in shards])
 
 
 def _side(side: Dataset, by: By) -> str:
     assert side.current is not None
     rows, verdicts = (_files(side.store, names) for names in (side.current.rows, side.current.verdicts))
     # A NULL, as of a purged row, meets nothing.
-    match = f"r.{by}"
     order = "v.verdict IS DISTINCT FROM 'kept', r.row_id"
-    turn = "1" if by == "row_id" else f"row_number() OVER (PARTITION BY r.{by} ORDER BY {order})"
+    turn = f"row_number() OVER (PARTITION BY r.{by} ORDER BY {order})"
     return (
-        f"SELECT {match} AS match, {turn} AS turn, r.key, r.uid, r.row_id, v.verdict, v.step, v.step_name, v.reason "
+        f"SELECT r.{by} AS match, {turn} AS turn, r.key, r.uid, r.row_id, v.verdict, v.step, v.step_name, v.reason "
         f"FROM (SELECT row_id, key, uid FROM {rows}) AS r POSITIONAL JOIN {verdicts} AS v"
     )
 
@@ -206,17 +237,17 @@ def _files(store: Store, names: Sequence[str]) -> str:
 
 
 _SIDE = ("row_id", "verdict", "step", "step_name", "reason")
-_MATCHED = f"""
-CREATE VIEW matched AS
-SELECT
-  CASE WHEN a.verdict IS NOT DISTINCT FROM 'kept' AND b.verdict IS NOT DISTINCT FROM 'kept' THEN 'unchanged'
-       WHEN a.verdict IS NOT DISTINCT FROM 'kept' THEN 'left'
-       WHEN b.verdict IS NOT DISTINCT FROM 'kept' THEN 'entered'
-       ELSE 'in neither' END AS change,
-  coalesce(a.key, b.key) AS key,
-  coalesce(a.uid, b.uid) AS uid,
-  {", ".join(f"{side}.{name} AS {name}_{side}" for side in "ab" for name in _SIDE)}
-FROM a FULL JOIN b ON a.match = b.match AND a.turn = b.turn
+_BOTH = ", ".join(f"{side}.{name} AS {name}_{side}" for side in "ab" for name in _SIDE)
+_NOBODY = (
+    "SELECT NULL::BIGINT AS row_id, NULL::VARCHAR AS verdict, NULL::SMALLINT AS step, NULL::VARCHAR AS step_name, "
+    "NULL::VARCHAR AS reason"
+)
+_EMPTY = f"({_NOBODY}) AS a, ({_NOBODY}) AS b WHERE false"
+_CHANGE = """
+CASE WHEN a.verdict IS NOT DISTINCT FROM 'kept' AND b.verdict IS NOT DISTINCT FROM 'kept' THEN 'unchanged'
+     WHEN a.verdict IS NOT DISTINCT FROM 'kept' THEN 'left'
+     WHEN b.verdict IS NOT DISTINCT FROM 'kept' THEN 'entered'
+     ELSE 'in neither' END AS change
 """
 # Of the side that does not keep the row.
 _WHERE_GONE = f"""

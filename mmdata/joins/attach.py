@@ -100,9 +100,8 @@ class Attach(Lookup[AttachOptions]):
 
     @classmethod
     def summary(cls, options: AttachOptions) -> str:
-        """Rows, where a table does not have to be read for it."""
-        rows = options.given().rows
-        return f"{options.path}: {'a text file' if rows is None else f'{rows:,} rows'}"
+        """How many rows."""
+        return f"{options.path}: {options.given().rows():,} rows"
 
     @classmethod
     def check(cls, options: AttachOptions, folder: Path) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 
 from mmdata.errors import RecipeError, SourceError, nearest
 from mmdata.joins.arrays import ArrayFile, array_names, arrow_type
-from mmdata.joins.key_files import array_files, key_batches, key_texts
+from mmdata.joins.key_files import array_files, key_batches, key_texts, rows_of
 from mmdata.joins.keys import IndexBuilder, JoinColumn, KeyIndex
 from mmdata.joins.tables import names_of, parquet_rows, types_of
 from mmdata.sources.list_files import ListFile, find_files, fingerprint, reading
@@ -52,11 +54,9 @@ class Given:
     arrays: Mapping[str, str]
     types: Mapping[str, pa.DataType]
 
-    @property
-    def rows(self) -> int | None:
-        """Rows of all parts; None where a text file would have to be read for it."""
-        counts = [part.rows for part in self.parts]
-        return None if None in counts else sum(c for c in counts if c is not None)
+    def rows(self) -> int:
+        """Rows of all parts; text files are read for it."""
+        return sum(rows_of(p.keys, self.key) if p.rows is None else p.rows for p in self.parts)
 
     def fingerprint(self) -> str:
         """64 hex digits over the content of every file in its order; where they lie and their names do not count."""
@@ -106,7 +106,37 @@ def open_given(
     ids: str | None,
     format: str,
 ) -> Given:
-    """The files of `path`, and which of them holds each column; SourceError or RecipeError when they do not fit."""
+    """The files of `path`, and which of them holds each column; SourceError or RecipeError when they do not fit.
+
+    Looked at once per process as long as no file is added, removed or changed: thousands of footers take seconds.
+    """
+    asked = (path, on, key, tuple(columns.items()), ids, format)
+    there = (_stamps(path), _stamps(ids) if ids is not None else ())
+    if asked not in _looked_at or _looked_at[asked][0] != there:
+        _looked_at[asked] = there, _open(path, on, key, columns, ids, format)
+    return _looked_at[asked][1]
+
+
+_looked_at: dict[Any, tuple[Any, Given]] = {}
+
+
+def _stamps(path: str) -> Any:
+    """Names, sizes and times of change of the files that a path may mean, those beside them too."""
+    with reading(path):
+        fs, root = fsspec.core.url_to_fs(path)
+        if fs.isdir(root):
+            found = fs.find(root, detail=True)
+        elif any(c in root for c in "*?["):
+            found = fs.find(root[: min(root.index(c) for c in "*?[" if c in root)].rpartition("/")[0], detail=True)
+        else:
+            beside = [str(PurePosixPath(root).with_suffix(s)) for s in (".parquet", ".npz")]
+            found = {p: fs.info(p) for p in dict.fromkeys([root, *beside]) if fs.isfile(p)}
+    return {p: [i.get(k) for k in ("size", "mtime", "ino", "ETag", "etag", "created")] for p, i in found.items()}
+
+
+def _open(
+    path: str, on: JoinColumn, key: str | None, columns: Mapping[str, str], ids: str | None, format: str
+) -> Given:
     arrays = array_files(path)
     if arrays is None:
         if ids is not None:

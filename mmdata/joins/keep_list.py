@@ -33,10 +33,10 @@ class KeepList(Lookup[KeepListOptions]):
     """Keep the rows whose uid, url, key or sha256 is in a given list: a filter.
 
     Reads the key. Writes `is_listed`, NULL (reason `no_key`) where the row has no key. Rows that are not in the list
-    are dropped with the step's name as the reason, rows without a key with `<name>:null`. The list is DataComp's subset file (`.npy` of `u8,u8`: the two halves of a
-    uid), text with a key a line, a `.npy` of text, or a column of Parquet, CSV, TSV or JSON lines. A uid of 32 hex
-    digits and a sha256 match in upper and lower case; URLs and keys match as written. Its identity is the content of
-    the list, not where it lies.
+    are dropped with the step's name as the reason, rows without a key with `<name>:null`. The list is DataComp's subset
+    file (`.npy` of `u8,u8`: the two halves of a uid), text with a key a line, a `.npy` of text, or a column of Parquet,
+    CSV, TSV or JSON lines. A uid of 32 hex digits and a sha256 match in upper and lower case; URLs and keys match as
+    written. Its identity is the content of the list, not where it lies.
 
     Source: DataComp's subset file (mlfoundations/datacomp, `baselines/apply_filter.py`): sorted pairs of the first and
     last 16 hex digits of each uid.
@@ -54,9 +54,8 @@ class KeepList(Lookup[KeepListOptions]):
 
     @classmethod
     def summary(cls, options: KeepListOptions) -> str:
-        """How many keys, where text does not have to be read for it."""
-        rows = options.listed().rows
-        return f"{options.path}: {'a list of text' if rows is None else f'{rows:,} keys'}"
+        """How many keys."""
+        return f"{options.path}: {options.listed().rows():,} keys"
 
     @classmethod
     def check(cls, options: KeepListOptions, folder: Path) -> None:

@@ -18,10 +18,10 @@ import pyarrow as pa
 from mmdata.errors import SourceError
 from mmdata.joins.arrays import ArrayFile, as_arrow
 from mmdata.joins.keys import JoinColumn, Keys, keys_of, pair_keys
-from mmdata.joins.tables import BATCH_ROWS, batches
+from mmdata.joins.tables import BATCH_ROWS, batches, parquet_rows
 from mmdata.sources.list_files import ListFile, reading
 
-__all__ = ["array_files", "key_batches", "key_texts"]
+__all__ = ["array_files", "key_batches", "key_texts", "rows_of"]
 
 _ARRAYS = (".npy", ".npz")
 
@@ -67,6 +67,14 @@ def _pairs(file: ArrayFile, on: JoinColumn, folder: Path) -> npt.NDArray[Any]:
             f"{file.where} holds {header.dtype}; only uids are given as pairs, of dtype u8,u8 and one dimension"
         )
     return file.mapped(folder)
+
+
+def rows_of(file: ListFile | ArrayFile, column: str) -> int:
+    """How many rows a file of keys has; text is read for it."""
+    if isinstance(file, ArrayFile):
+        return int(file.header().shape[0])
+    rows = parquet_rows(file)
+    return sum(len(batch) for batch, _ in batches(file, pa.schema([(column, pa.string())]))) if rows is None else rows
 
 
 def key_texts(file: ListFile | ArrayFile, column: str, folder: Path) -> Iterator[pa.Array]:

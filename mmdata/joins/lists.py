@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from mmdata.errors import SourceError, nearest
 from mmdata.joins.arrays import ArrayFile
-from mmdata.joins.key_files import array_files, key_batches, key_texts
+from mmdata.joins.key_files import array_files, key_batches, key_texts, rows_of
 from mmdata.joins.keys import JoinColumn, Keys
-from mmdata.joins.tables import names_of, parquet_rows, types_of
+from mmdata.joins.tables import names_of, types_of
 from mmdata.sources.list_files import ListFile, find_files, fingerprint
 
 __all__ = ["KeyList", "open_list"]
@@ -34,11 +34,9 @@ class KeyList:
     files: tuple[ListFile | ArrayFile, ...]
     column: str
 
-    @property
-    def rows(self) -> int | None:
-        """Values in the list, repeated ones too; None where text would have to be read for it."""
-        counts = [f.header().shape[0] if isinstance(f, ArrayFile) else parquet_rows(f) for f in self.files]
-        return None if None in counts else sum(c for c in counts if c is not None)
+    def rows(self) -> int:
+        """Values in the list, repeated ones too; text is read for it."""
+        return sum(rows_of(file, self.column) for file in self.files)
 
     def fingerprint(self) -> str:
         """64 hex digits over the content; names and places do not count."""

@@ -16,7 +16,7 @@ _BLOCK = 512
 _MODE = 0o444
 _MTIME = 946_684_800  # 2000-01-01; GNU tar warns of an 'implausibly old time stamp' when it is 0
 _MAX_SIZE = 8**11 - 1  # what eleven octal digits hold
-_NAME = re.compile(r"[^/.\0]+\.[^/\0]+")
+_NAME = re.compile(r"(?:[^/.\0][^/\0]*/)*[^/.\0]+\.[^/\0]+")
 
 
 class TarAppender:
@@ -30,8 +30,9 @@ class TarAppender:
     def append(self, name: str, data: bytes) -> tuple[int, int]:
         """Add a member; returns [offset, size] of its payload in the file, in bytes.
 
-        `name` is `<key>.<ext>`, at most 100 bytes of UTF-8, with no slash and no dot in the key (a WebDataset reader
-        takes all up to the first dot for the key); ValueError otherwise, and for a payload of 8 GiB or more.
+        `name` is `<key>.<ext>`, at most 100 bytes of UTF-8; a key may begin with folders, but has no dot after them (a
+        WebDataset reader takes all up to the first dot of the base name for the key), and no part begins with one.
+        ValueError otherwise, and for a payload of 8 GiB or more.
         """
         header = _header(name, len(data))
         offset = self._end + _BLOCK
@@ -67,7 +68,7 @@ def _header(name: str, size: int) -> bytes:
     """The 512 bytes before a payload (POSIX.1-1988, 'ustar Interchange Format')."""
     encoded = name.encode()
     if len(encoded) > 100 or not _NAME.fullmatch(name):
-        raise ValueError(f"tar member name {name!r} is not <key>.<ext> of at most 100 bytes with no slash")
+        raise ValueError(f"tar member name {name!r} is not <key>.<ext> of at most 100 bytes")
     if size > _MAX_SIZE:
         raise ValueError(f"tar member {name!r} has {size} bytes, a tar member holds at most {_MAX_SIZE}")
     header = bytearray(_BLOCK)

@@ -13,6 +13,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,10 @@ async def _get(client: Any, container: str, key: str, first: int, stop: int | No
     async with client.get_blob_client(container, key) as blob:
         stream = await blob.download_blob(**wanted, **_ONCE)
         data = await stream.readall()
-        return _found(stream.properties, data)
+        found = _found(stream.properties, data)
+        # Its `size` is that of the range; the whole one's stands at the end of "bytes 0-9/100".
+        whole = str(stream.properties.content_range or "").rpartition("/")[2]
+        return replace(found, size=int(whole)) if whole.isdigit() else found
 
 
 async def _head(client: Any, container: str, key: str) -> Found:

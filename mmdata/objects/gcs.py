@@ -124,8 +124,8 @@ class GcsWire:
         bucket: str = "",
     ) -> tuple[Mapping[str, str], bytes]:
         """(headers, bytes) of the answer; `bucket` says that a 404 means the bucket."""
-        fs = self._filesystem()
         try:
+            fs = self._filesystem()
             status, said, data = sync(fs.loop, _send, fs, method, path, parameters or {}, headers or {}, body)
         except Exception as error:  # noqa: BLE001  aiohttp and google-auth raise anything; `_explained` sorts it
             raise _explained(error) from None

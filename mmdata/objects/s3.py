@@ -23,10 +23,10 @@ from mmdata.object_store import ABSENT, TOKEN, Busy, Found, Listed, Parts, Taken
 __all__ = ["S3Wire"]
 
 _LATER = {
-    "SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict", "OperationAborted", "Throttling",
-    "ThrottlingException", "TooManyRequests", "InternalError", "ServiceUnavailable", "BadDigest", "IncompleteBody",
-    "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
-}  # fmt: skip
+    *("SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict", "OperationAborted"),
+    *("Throttling", "ThrottlingException", "TooManyRequests", "InternalError", "ServiceUnavailable", "BadDigest"),
+    *("IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),
+}
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 
 
@@ -231,6 +231,8 @@ def _answered(error: Any, bucket: str) -> Exception:
         return OSError(errno.EINVAL, f"the server does not take these credentials ({said}); see docs/stores.md")
     if status in (401, 403):
         return OSError(errno.EACCES, f"the server refuses this ({said})")
+    if status == 301 or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return OSError(errno.EINVAL, f"bucket {bucket} is in another region ({said}); set AWS_DEFAULT_REGION to it")
     if status == 501:
         return OSError(errno.ENOSYS, f"this server has no conditional writes ({said}); use one that has them")
     return OSError(errno.EIO, f"the server refuses this ({said})")

@@ -20,7 +20,7 @@ from mmdata.readers.samples import require_columns
 if TYPE_CHECKING:
     from mmdata.dataset import Dataset
 
-__all__ = ["IMAGE", "arrow_samples", "kept_columns"]
+__all__ = ["IMAGE", "arrow_samples", "expect_media", "kept_columns", "stored_image"]
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _REFERENCE = ("key", "image_path", "image_offset", "image_size", "image_ext")
@@ -60,10 +60,17 @@ def _batches(
             yield from table.replace_schema_metadata(schema.metadata).to_batches(max_chunksize=_BATCH_ROWS)
             continue
         references = whole.select(list(_REFERENCE))
+        expect_media(dataset, references)
         for start, stop in _cuts(references):
-            images = [_image(dataset, row) for row in references.slice(start, stop - start).to_pylist()]
+            images = [stored_image(dataset, row) for row in references.slice(start, stop - start).to_pylist()]
             part = table.slice(start, stop - start).append_column(schema.field("image"), pa.array(images, IMAGE))
             yield from part.replace_schema_metadata(schema.metadata).combine_chunks().to_batches()
+
+
+def expect_media(dataset: Dataset, references: pa.Table) -> None:
+    """Tell the dataset's media reader that these rows are read next, in order."""
+    rows = references.select(["image_path", "image_offset", "image_size"]).to_pylist()
+    dataset.media.expect(tuple(row.values()) for row in rows if row["image_path"] is not None)
 
 
 def _cuts(references: pa.Table) -> Iterator[tuple[int, int]]:
@@ -77,7 +84,8 @@ def _cuts(references: pa.Table) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _image(dataset: Dataset, row: dict[str, object]) -> dict[str, object] | None:
+def stored_image(dataset: Dataset, row: dict[str, object]) -> dict[str, object] | None:
+    """The stored bytes of a row's image and the name an export gives it; None for a row without one."""
     path, offset, size = row["image_path"], row["image_offset"], row["image_size"]
     if path is None:
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pyarrow as pa
 
-from mmdata.readers.arrow import IMAGE, arrow_samples, kept_columns
+from mmdata.readers.arrow import IMAGE, arrow_samples, expect_media, kept_columns, stored_image
 from mmdata.readers.media_files import PROTOCOL, MediaFileSystem, media_url
 
 if TYPE_CHECKING:
@@ -62,4 +62,11 @@ def _stream(shards: list[int], dataset: Dataset, columns: Sequence[str] | None, 
     """Samples of these shards; `datasets` gives each worker some of them."""
     mine = dataset.again()
     for shard in shards:
-        yield from _shard(mine, shard, columns, media).to_pylist()
+        table = kept_columns(mine, shard, columns)
+        if not media:
+            yield from table.to_pylist()
+            continue
+        references = mine.kept(shard, []).select(list(_REFERENCE))
+        expect_media(mine, references)
+        for sample, row in zip(table.to_pylist(), references.to_pylist(), strict=True):
+            yield {**sample, "image": stored_image(mine, row)}

@@ -2,7 +2,8 @@
 
 In: a dataset, and which part of which epoch. Out: dictionaries `key`, `image`, `caption` and the columns asked for.
 Only references are held (of `buffer` shards); media is read when a sample is due, by a few threads that read ahead.
-SourceError: a picture that does not decode, unless such samples are to be left out. Knows nothing of torch.
+SourceError: a picture that does not decode, or adopted media that is gone, unless such samples are to be left out.
+Knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.columns import ROWS_PER_SHARD_BITS
-from mmdata.errors import RecipeError, SourceError, StoreError, nearest
+from mmdata.errors import MissingMedia, RecipeError, SourceError, StoreError, nearest
 from mmdata.media.image import DecodeError, decode
+from mmdata.media_ranges import STREAM_SHARE
 from mmdata.readers.order import EpochOrder
+from mmdata.sources.places import is_local
 
 if TYPE_CHECKING:
     from mmdata.dataset import Dataset
@@ -97,9 +101,34 @@ class Samples:
                 skip -= len(mix)
                 continue
             table = pa.concat_tables([self._rows(shard, rows) for shard, rows in pieces])
+            sparse = self._expect_whole_files(table)
             for first in range(skip, len(mix), _ROWS_AT_ONCE):
-                yield from table.take(pa.array(mix[first : first + _ROWS_AT_ONCE])).to_pylist()
+                rows = table.take(pa.array(mix[first : first + _ROWS_AT_ONCE])).to_pylist()
+                self.dataset.media.expect(_reference(r) for r in rows if sparse and r["image_path"] in sparse)
+                yield from rows
             skip = 0
+
+    def _expect_whole_files(self, table: pa.Table) -> set[str]:
+        """Have remote files of which this window wants the most part brought once; returns the other remote ones.
+
+        Of those a few rows are asked for at a time: in shuffled order the ranges of all would be held at once.
+        """
+        if self.decode is None:
+            return set()
+        paths = [p for p in table["image_path"].unique().to_pylist() if p is not None and self._is_far(p)]
+        sparse = set()
+        for path in paths:
+            mine = table.filter(pc.equal(table["image_path"], path)).select(list(_REFERENCE))
+            end = pc.max(pc.add(mine["image_offset"], mine["image_size"])).as_py()
+            if pc.sum(mine["image_size"]).as_py() >= STREAM_SHARE * end:
+                self.dataset.media.expect(_reference(row) for row in mine.to_pylist())
+            else:
+                sparse.add(path)
+        return sparse
+
+    def _is_far(self, path: str) -> bool:
+        is_name = "://" not in path and not path.startswith("/")
+        return not self.dataset.store.is_local if is_name else not is_local(path)
 
     def _rows(self, shard: int, rows: npt.NDArray[np.int64]) -> pa.Table:
         table = self.dataset.kept(shard, list(self.columns))
@@ -117,8 +146,9 @@ class Samples:
         if self.decode is not None:
             try:
                 sample["image"] = self._image(row)
-            except DecodeError as error:
-                said = f"the picture of sample {row['key']} of {self.dataset.store.url} does not decode ({error})"
+            except (DecodeError, MissingMedia) as error:
+                what = "does not decode" if isinstance(error, DecodeError) else "is not there"
+                said = f"the picture of sample {row['key']} of {self.dataset.store.url} {what} ({error})"
                 if self.on_error == "raise":
                     raise SourceError(f"{said}; on_error='skip' leaves such samples out") from error
                 warnings.warn(f"{said}; left out", stacklevel=2)
@@ -126,11 +156,15 @@ class Samples:
         return True, sample if self.transform is None else self.transform(sample)
 
     def _image(self, row: dict[str, Any]) -> Any:
-        path, offset, size = (row[name] for name in _REFERENCE)
+        path, offset, size = _reference(row)
         if path is None:
             return None
         data = self.dataset.read_media(path, offset, size)
         return data if self.decode == "bytes" else self.make_image(decode(data))
+
+
+def _reference(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return row["image_path"], row["image_offset"], row["image_size"]
 
 
 def _settled(due: tuple[int, Future[Any]]) -> Iterator[tuple[int, Any]]:

@@ -22,6 +22,7 @@ __all__ = ["HEAD_BYTES", "Adopted", "AdoptingSource", "Part", "Row", "missing_me
 HEAD_BYTES = 1 << 16  # of a picture: nearly every header lies in there
 _EXTENSIONS = {"jpeg": "jpg", "jpeg2000": "jp2"}  # else the format's own name
 _MOST_BYTES = 64 << 20  # a header further back is looked for in no larger file
+_LARGEST = 512 << 20  # bytes of a picture: whoever decodes one holds it whole
 
 Row = dict[str, Any]
 
@@ -105,6 +106,9 @@ def pictured(reference: Row, head: bytes, more: Callable[[int], bytes] | None) -
     knows that of the original.
     """
     size = reference["image_size"]
+    if size is not None and size > _LARGEST:
+        why = f"{size} bytes, a picture that is adopted has at most {_LARGEST}"
+        return {"status": "too_large", "status_detail": why, "size_bytes": size}
     try:
         try:
             info = image.probe(head)

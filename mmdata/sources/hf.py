@@ -80,7 +80,7 @@ class HfSource(TableSource):
         datasets = _datasets()
         try:
             found = datasets.load_dataset(**self._arguments(), split=self.split)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise SourceError(f"cannot load {self.path}: {' '.join(str(error).split())[:300]}") from error
         return _arrow_places([f["filename"] for f in found.cache_files], self.path)
 
@@ -88,7 +88,7 @@ class HfSource(TableSource):
         datasets = _datasets()
         try:
             builder = datasets.load_dataset_builder(**self._arguments())
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise SourceError(f"cannot load {self.path}: {' '.join(str(error).split())[:300]}") from error
         files = dict(builder.config.data_files or {})
         if self.split not in files:

@@ -223,18 +223,26 @@ def _walk_local(top: str) -> Iterator[_Folder]:
         inner[:] = sorted(n for n in inner if not n.startswith((".", "_")))
         name = os.path.relpath(folder, top).replace(os.sep, "/")
         found = _Folder("" if name == "." else name)
+        for base in [n for n in inner if os.path.islink(os.path.join(folder, n))]:
+            found.refused.append((f"{found.name}/{base}".lstrip("/"), "a link to a folder, which is not followed"))
         for base in sorted(f for f in files if not f.startswith(".")):
             path = os.path.join(folder, base)
             relative = f"{found.name}/{base}".lstrip("/")
             target = os.path.realpath(path) if os.path.islink(path) else path
             if target is not path and os.path.commonpath([target, real]) != real:
-                if base.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                if _is_picture(base):
                     found.refused.append((relative, "a link that leads out of the folder"))
                 continue
+            if target is not path and not os.path.exists(target) and _is_picture(base):
+                found.refused.append((relative, "a link to nothing"))
             if os.path.isfile(target):
                 status = os.stat(target)
                 found.take(Place(path, relative, status.st_size, str(status.st_mtime)))
         yield found
+
+
+def _is_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def _walk_remote(url: str) -> Iterator[_Folder]:

@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from mmdata.columns import BASE_COLUMNS
 from mmdata.errors import SourceError, nearest
 from mmdata.sources.adopted import Adopted, AdoptingSource, Part, Row, missing_media, no_columns
 from mmdata.sources.list_files import reading
 from mmdata.sources.places import Place, absolute, fingerprint_of, is_local, open_place, place_of
-from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type
+from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type, require_distinct
 from mmdata.sources.tar_samples import TarSamples
 from mmdata.sources.webdataset import WebDatasetSource
 
@@ -171,6 +172,7 @@ class Img2datasetSource(AdoptingSource):
 
     def _rows(self, file: pq.ParquetFile, place: Place, extra: pa.Schema) -> tuple[list[Row], pa.Table]:
         names = file.schema_arrow.names
+        require_distinct(place.url, names)
         absent = [n for n in ("key", "status", *extra.names) if n not in names]
         if absent:
             raise SourceError(
@@ -188,7 +190,8 @@ class Img2datasetSource(AdoptingSource):
         for batch in file.iter_batches(4096, columns=wanted, use_threads=False):
             for ours, theirs in taken.items():
                 known = theirs in batch.schema.names
-                found.setdefault(ours, []).extend(batch.column(theirs).to_pylist() if known else [None] * len(batch))
+                values = _typed(batch.column(theirs), ours, place) if known else [None] * len(batch)
+                found.setdefault(ours, []).extend(values)
             cells: list[Row | None] = [None] * len(batch)
             if media is not None:
                 lengths = pc.binary_length(batch.column(media)).to_pylist()
@@ -212,6 +215,21 @@ class Img2datasetSource(AdoptingSource):
         reader = WebDatasetSource(path=tar.url, caption=caption, url="json.url", uid=uid, columns=())
         found = reader.read(Part((tar,)), reader.schema())
         return Adopted(found.rows, no_columns(extra, len(found.rows)))
+
+
+_TYPES = {c.name: c.type for c in BASE_COLUMNS}
+
+
+def _typed(column: pa.Array, ours: str, place: Place) -> list[Any]:
+    """A column of theirs in the type of ours; numbers that went through pandas are floats with NaN for NULL."""
+    try:
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        values: list[Any] = plain_column(column, _TYPES.get(ours, pa.string())).to_pylist()
+    except pa.ArrowException as error:
+        why = " ".join(str(error).split())[:200]
+        raise SourceError(f"{place.url}: the column for {ours} is {column.type}, {why}") from None
+    return values
 
 
 def _cell(path: str, row: int, size: int | None, extension: str) -> Row | None:

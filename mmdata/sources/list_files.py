@@ -30,6 +30,8 @@ FORMATS = {
 }
 _COMPRESSIONS = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "snappy", "zip")
 _BLOCK = 4 << 20
+# Whose exceptions come through fsspec's filesystems as they are.
+_FILESYSTEMS = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def reading(where: str) -> Iterator[None]:
         yield
     except EOFError:
         raise SourceError(f"{where} is cut short: bring it again") from None
-    except (OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+    except Exception as error:
+        known = isinstance(error, OSError | ValueError | zlib.error | lzma.LZMAError | pa.ArrowException)
+        if not known and type(error).__module__.partition(".")[0] not in _FILESYSTEMS:
+            raise
         raise SourceError(f"cannot read {where}: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -66,14 +66,16 @@ def find_places(path: str, suffixes: tuple[str, ...], what: str) -> list[Place]:
         if any(c in root for c in "*?["):
             found = {p: info for p, info in fs.glob(root, detail=True).items() if info["type"] == "file"}
             top = root[: min(root.index(c) for c in "*?[" if c in root)].rpartition("/")[0]
-        elif fs.isdir(root):
+        else:
+            info = _info(fs, root)
+            if info is None:
+                raise SourceError(f"there is nothing at {path}{_near(fs, root)}")
+            if info["type"] != "directory":
+                return [place_of(fs, root, PurePosixPath(root).name, info)]
             top = root.rstrip("/")
             listed = fs.find(root, detail=True)
+            listed = {p: i for p, i in listed.items() if i["type"] == "file"}  # no pipe, which would be waited for
             found = {p: i for p, i in listed.items() if p.lower().endswith(suffixes) and not _is_hidden(p[len(top) :])}
-        elif fs.exists(root):
-            return [place_of(fs, root, PurePosixPath(root).name, fs.info(root))]
-        else:
-            raise SourceError(f"there is nothing at {path}{_near(fs, root)}")
         places = [place_of(fs, p, p.removeprefix(top).lstrip("/"), info) for p, info in found.items()]
     if not places:
         raise SourceError(f"{path} holds no {what}: no file of it ends in {' or '.join(suffixes)}")
@@ -89,10 +91,20 @@ def _named(pattern: str, what: str) -> list[Place]:
     top = absolute(pattern)[: absolute(pattern).index("{")].rpartition("/")[0]
     for name in names:
         fs, root = fsspec.core.url_to_fs(absolute(name))
-        if not fs.exists(root):
+        info = _info(fs, root)
+        if info is None:
             raise SourceError(f"there is no {name}, which {pattern} names")
-        places.append(place_of(fs, root, absolute(name).removeprefix(top).lstrip("/"), fs.info(root)))
+        places.append(place_of(fs, root, absolute(name).removeprefix(top).lstrip("/"), info))
     return places
+
+
+def _info(fs: Any, root: str) -> dict[str, Any] | None:
+    """What is there: one question, where `exists` or `isdir` over HTTP would fetch the file."""
+    try:
+        info: dict[str, Any] = fs.info(root)
+    except FileNotFoundError:
+        return None
+    return info
 
 
 def _expanded(pattern: str, count: list[int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from mmdata.columns import RESERVED_NAMES
 from mmdata.errors import SourceError
 
-__all__ = ["check_extra_names", "plain_column", "plain_type"]
+__all__ = ["check_extra_names", "plain_column", "plain_type", "require_distinct"]
 
 
 def check_extra_names(names: tuple[str, ...]) -> None:
@@ -22,6 +22,13 @@ def check_extra_names(names: tuple[str, ...]) -> None:
         if name.lower() in seen:
             raise SourceError(f"source.columns names {name!r} twice (upper and lower case are not told apart)")
         seen.add(name.lower())
+
+
+def require_distinct(where: str, names: list[str]) -> None:
+    """SourceError when two columns of a file have one name: nobody could say which is meant."""
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is not None:
+        raise SourceError(f"{where} has two columns {twice!r}; rename one of them")
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:

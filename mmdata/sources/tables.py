@@ -22,7 +22,7 @@ from mmdata.errors import SourceError, nearest
 from mmdata.sources.adopted import HEAD_BYTES, Adopted, AdoptingSource, Part, Row, missing_media, pictured
 from mmdata.sources.list_files import reading
 from mmdata.sources.places import Place, is_local, open_place
-from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type
+from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type, require_distinct
 
 __all__ = ["TableSource", "place_at"]
 
@@ -226,9 +226,12 @@ def _table(place: Place) -> _Table:
     with reading(place.url):
         if _is_arrow(place):
             table = _mapped(place)
-            return _Table(place, len(table), table.schema)
-        with open_place(place.url) as file, pq.ParquetFile(file) as parquet:
-            return _Table(place, parquet.metadata.num_rows, parquet.schema_arrow)
+            found = _Table(place, len(table), table.schema)
+        else:
+            with open_place(place.url) as file, pq.ParquetFile(file) as parquet:
+                found = _Table(place, parquet.metadata.num_rows, parquet.schema_arrow)
+    require_distinct(place.url, found.schema.names)
+    return found
 
 
 def _mapped(place: Place) -> pa.Table:

@@ -64,10 +64,11 @@ class WebDatasetSource(AdoptingSource):
         check_extra_names(self.columns)
         places = self._places()
         first: list[dict[str, Any]] = []
+        enough = _TYPED_FROM if self.columns else 1
         for place in places:
             samples = self._samples(place, probe=False)
-            first += [parsed_object(s.texts.get("json")) for s in islice(samples, _TYPED_FROM - len(first))]
-            if len(first) >= _TYPED_FROM or not self.columns:
+            first += [parsed_object(s.texts.get("json")) for s in islice(samples, enough - len(first))]
+            if len(first) >= enough:
                 break
         if not first:
             raise SourceError(f"{places[0].url} holds no samples")

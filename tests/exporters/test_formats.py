@@ -150,6 +150,17 @@ def test_plain_files_keep_their_own_extensions_and_need_no_picture(tmp_path: Pat
     assert not {"0000004.jpg", "0000004.png"} & found
 
 
+def test_keys_that_begin_with_folders(tmp_path: Path) -> None:
+    """As those of an adopted WebDataset do."""
+    rows = kept_rows.dataset(tmp_path / "dataset", key=lambda n: f"part.{n % 2}/{n:03d}")
+    files = run(rows, tmp_path / "files", format="files")
+    assert (files / "00000" / "part.1" / "001.jpg").read_bytes() == rows.pictures["0000001"]
+    with sqlite3.connect(run(rows, tmp_path / "energon", format="energon") / ".nv-meta" / "index.sqlite") as database:
+        found = database.execute("SELECT sample_key FROM samples ORDER BY tar_file_id, sample_index").fetchall()
+    database.close()
+    assert [k for (k,) in found] == [f"part.{int(k) % 2}/{int(k):03d}" for k in KEYS]
+
+
 def test_plain_files_by_size(rows: kept_rows.KeptRows, tmp_path: Path) -> None:
     options = ExportOptions(path=str(tmp_path / "out"), format="files", shard_size="10KB")
     out = export(rows, options, None).path
@@ -288,22 +299,18 @@ def test_mds_is_asked_for_where_it_is_not_installed(rows: kept_rows.KeptRows, tm
 ENERGON = """
 import json, sys
 from megatron.energon import WorkerConfig, get_loader, get_val_dataset
-config = WorkerConfig(rank=0, world_size=1, num_workers=2)
-ds = get_val_dataset(sys.argv[1], split_part="train", batch_size=1, worker_config=config)
+from megatron.energon.epathlib import EPath
+from megatron.energon.flavors.webdataset import BaseWebdatasetFactory
+ours, theirs, tars = sys.argv[1], EPath(sys.argv[2]), sys.argv[3].split(",")
+config = WorkerConfig(rank=0, world_size=1, num_workers=0)
+ds = get_val_dataset(ours, split_part="train", batch_size=1, worker_config=config)
 found = []
 for batch in get_loader(ds):
     image = batch.image[0]
     found.append([batch.__key__[0], batch.caption[0], list(image.shape), float(image.sum())])
-print(json.dumps(found))
-"""
-PREPARE = """
-import json, sys
-from megatron.energon.flavors.webdataset import BaseWebdatasetFactory
-from megatron.energon.epathlib import EPath
-tars = sys.argv[2].split(",")
 parts = BaseWebdatasetFactory.prepare_dataset(
-    EPath(sys.argv[1]), tars, split_parts_ratio=[("train", 1.0)], shuffle_seed=None, workers=1)
-print(json.dumps(sorted(parts)))
+    theirs, tars, split_parts_ratio=[("train", 1.0)], shuffle_seed=None, workers=1)
+print(json.dumps([found, sorted(parts)]))
 """
 
 
@@ -317,10 +324,12 @@ def _tables(path: Path) -> dict[str, list[Any]]:
     return found
 
 
-def test_energon(tmp_path: Path) -> None:
+def test_energon_loads_it_and_its_own_prepare_writes_the_same_metadata(tmp_path: Path) -> None:
     rows = kept_rows.dataset(tmp_path / "dataset")
-    out = run(rows, tmp_path / "out", format="energon")
-    found = {key.rpartition("/")[2]: rest for key, *rest in peer(ENERGON, str(out))}
+    out, theirs = run(rows, tmp_path / "out", format="energon"), run(rows, tmp_path / "theirs")
+    samples, parts = peer(ENERGON, str(out), str(theirs), ",".join(f"{n:05d}.tar" for n in range(4)))
+    assert parts == ["jpg", "json", "txt"]
+    found = {key.rpartition("/")[2]: rest for key, *rest in samples}
     assert sorted(found) == KEYS
     for key, caption in zip(KEYS, CAPTIONS, strict=True):
         text, shape, total = found[key]
@@ -329,13 +338,6 @@ def test_energon(tmp_path: Path) -> None:
         assert text == (caption or "")
         assert shape == [3, *pixels.shape[:2]]
         assert total == pytest.approx(float(pixels.sum()) / 255, rel=1e-5)
-
-
-def test_energon_metadata_is_what_its_own_prepare_writes(tmp_path: Path) -> None:
-    rows = kept_rows.dataset(tmp_path / "dataset")
-    out = run(rows, tmp_path / "out", format="energon")
-    theirs = run(rows, tmp_path / "theirs")
-    assert peer(PREPARE, str(theirs), ",".join(f"{n:05d}.tar" for n in range(4))) == ["jpg", "json", "txt"]
     for tar in sorted(out.glob("*.tar")):
         assert tar.read_bytes() == (theirs / tar.name).read_bytes()
         ours = tar.with_suffix(".tar.idx").read_bytes()
@@ -357,8 +359,16 @@ def test_energon_refuses_one_key_twice(tmp_path: Path) -> None:
         run(rows, tmp_path / "out", format="energon")
 
 
-@pytest.mark.parametrize("format", ["lance", "energon", "datasets", "files"])
-@pytest.mark.parametrize(("event", "count"), [("commit", 3), ("rename", 1)])
+@pytest.mark.parametrize(
+    ("format", "event", "count"),
+    [
+        ("lance", "commit", 3),
+        ("lance", "rename", 1),
+        ("energon", "commit", 6),
+        ("datasets", "commit", 3),
+        ("files", "commit", 4),
+    ],
+)
 def test_killed_and_run_again(tmp_path: Path, format: str, event: str, count: int) -> None:
     """In the middle of the shards, and when all is written and noted; lance's own names and times are its own."""
     fixtures = Path(kept_rows.__file__).parent

@@ -20,10 +20,10 @@ cli export_command diff_command
 catalogue outlook sample answers inspect inspect.* demo demo.server doctor
 dataset readers.*
 driver feed tally intake ray_pool repeats pool resolve export card
-work column_buffer group_work attach_work clean query stories preflight run_record
+work column_buffer group_work attach_work clean query stories preflight source_entries run_record
 media_reader older_rows
 adopt media_cells media_ranges
-ingest ledger selections computing coverage_log coverage_segments verdict_work survivors isolate generations
+ingest ledger run_ledger selections computing coverage_log coverage_segments verdict_work survivors isolate worker_journal generations
 plan planned layout publish funnel progress ingest_journal export_shards export_rows export_plan export_order mixing exporters.*
 base_rows
 store set_files numbered_files file_stamps column_files scratch lease local_disk
@@ -39,6 +39,7 @@ batch
 settings
 stage options
 media.*
+range_file object_store objects.* secret_urls
 columns errors
 """
 # The decorator registers what it makes; nothing else looks upwards.
@@ -59,6 +60,11 @@ OWNERS = {
     "huggingface_hub": {"exporters.hub"},
     "streaming": {"exporters.mds"},
     "lance": {"exporters.lance_table"},
+    "s3fs": {"objects.s3"},
+    "botocore": {"objects.s3"},
+    "gcsfs": {"objects.gcs"},
+    "adlfs": {"objects.azure"},
+    "azure": {"objects.azure"},
     "webdataset": set(),
     "pandas": set(),
     "av": set(),
@@ -70,6 +76,8 @@ BROUGHT = {
     "idna": "yarl's own reading of host names",
     "huggingface_hub": "the hub's own client, with which datasets reads and pushes",
     "streaming": "mosaicml-streaming, of the extra mds, which the other extras cannot stand beside them",
+    "botocore": "what s3fs's errors are",
+    "azure": "adlfs's client",
     "tokenizers": "what transformers' fast tokenizers are made of",
 }
 

@@ -13,6 +13,7 @@ from house import modules
 WRITERS = {
     "local_disk": "the two ways a name comes to be in a dataset folder, for Store alone",
     "store": "the only door to a dataset folder",
+    "objects.memory": "memory://, for Store alone",
     "column_files": "write_parquet makes local files, which Store.commit publishes",
     "scratch": "scratch folders of this process",
     "ingest_journal": "node scratch",
@@ -35,6 +36,8 @@ WRITERS = {
     "layout": "Parquet bytes in memory, which are hashed",
     "answers": "the answer of `mmdata sql`, to standard output",
     "sample": "a temporary dataset's list, in scratch",
+    "joins.keys": "scratch: keys on their way to being sorted",
+    "joins.arrays": "scratch: arrays that cannot be mapped from where they lie",
     "clean": "removes stale scratch; in the dataset it asks Store",
     "cli": "the picture that `mmdata show --svg FILE` asks for, where the user says",
     "demo": "the demo's own folder, around its dataset",
@@ -54,6 +57,7 @@ _FUNCTIONS = {
         "tarfile.open",
     ),
 }
+_OBJECTS = {"put_if_absent"}  # of `ObjectStore`; `replace` and `delete` have too many namesakes
 _FSSPEC = {"pipe", "pipe_file", "put_file", "cp_file", "rm_file", "mv", "rm"}
 
 
@@ -93,5 +97,9 @@ def test_only_the_store_publishes_into_a_dataset() -> None:
         for call in _calls(name):
             text = ast.unparse(call.func)
             owner, _, method = text.rpartition(".")
-            if text in ("local_disk.publish", "local_disk.put") or (owner.endswith("fs") and method in _FSSPEC):
+            if text in ("local_disk.publish", "local_disk.put") or method in _OBJECTS:
                 assert name == "mmdata.store", f"{name}:{call.lineno}: {text}"
+            if owner.endswith("fs") and method in _FSSPEC:
+                assert name == "mmdata.objects.memory", f"{name}:{call.lineno}: {text}"
+            if owner.endswith("_wire"):
+                assert name == "mmdata.object_store", f"{name}:{call.lineno}: {text}"

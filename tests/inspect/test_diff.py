@@ -236,3 +236,23 @@ def test_a_folder_may_have_the_mark_in_its_name(tmp_path: Path) -> None:
     mmdata.run({**recipe, "name": "some", "steps": [{"filter": {"f": "number > 1"}}]}, runner="inline")
     found = diff(f"{folder}/dataset#all", f"{folder}/dataset")
     assert changes(found) == {("left", "f", "f"): 1, ("unchanged", None, None): 2}
+
+
+def test_a_dataset_that_grew(folder: Path) -> None:
+    """The earlier selection knows the first four shards of six only; what came later is absent there."""
+    later, earlier = mmdata.open(folder / "dataset", "loose"), mmdata.open(folder / "dataset", "loose")
+    assert earlier.current is not None
+    known = 4 * 7
+    counts = later.sql(
+        f"SELECT verdict, step, reason, count(*) FROM samples WHERE row_id < {4 << 24} GROUP BY ALL"
+    ).fetchall()
+    table = earlier.current.table.slice(0, 4)
+    earlier.current = replace(earlier.current, counts=tuple(counts))
+    earlier.current.__dict__["table"] = table  # as the file that it would have listed
+    new = sum(map(_loose, NUMBERS[known:]))
+    assert changes(diff(earlier, later)) == {
+        ("entered", "absent", None): new,
+        ("unchanged", None, None): sum(map(_loose, NUMBERS[:known])),
+        ("in neither", None, None): 40 - sum(map(_loose, NUMBERS)),
+    }
+    assert diff(later, earlier).total("left") == new > 0

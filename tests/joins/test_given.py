@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mmdata import registry
 from mmdata.errors import MmdataError, RecipeError, SourceError
 from mmdata.joins.attach import Attach, AttachOptions
 from mmdata.joins.keep_list import KeepList, KeepListOptions
+from mmdata.recipe import OperatorStep, parse
 
 UIDS = [f"{n:032x}" for n in range(100, 106)]
 
@@ -228,3 +237,70 @@ def test_lists_of_every_kind_say_the_same(kind: str, tmp_path: Path) -> None:
     keep.open(tmp_path / "scratch")
     found = keep.compute(pa.chunked_array([[UIDS[0], UIDS[1], None, UIDS[3]]])).to_pydict()
     assert found == {"is_listed": [True, False, None, True], "reason": [None, None, "no_key", None]}
+
+
+def test_remote_files_are_read_as_local_ones_are() -> None:
+    """A filesystem of fsspec's that nothing can be mapped from, and text whose rows `plan` counts."""
+    fs = fsspec.filesystem("memory")
+    values = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for name, save in (("a/0.npz", lambda f: np.savez(f, v=values)), ("a/1.npy", lambda f: np.save(f, values))):
+        buffer = io.BytesIO()
+        save(buffer)
+        fs.pipe_file(f"/given/{name}", buffer.getvalue())
+    fs.pipe_file("/given/a/ids.txt", "\n".join(UIDS).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("0.npz", "1.npy"):
+            given = {"path": f"memory://given/a/{name}", "ids": "memory://given/a/ids.txt", "columns": ["v"]}
+            assert looked_up(Path(folder), [UIDS[5], None], **given) == [
+                {"v": [10.0, 11.0], "reason": None},
+                {"v": None, "reason": "no_key"},
+            ]
+            assert Attach.summary(AttachOptions.model_validate(given)).endswith(f"{name}: 6 rows")
+    keep = KeepListOptions(path="memory://given/a/ids.txt")
+    assert KeepList.summary(keep) == "memory://given/a/ids.txt: 6 keys"
+
+
+KEYS = st.lists(
+    st.one_of(st.none(), st.sampled_from(["", "a", "b", "B", "ß", "0" * 32, "F" * 32, "f" * 32])), max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(left=KEYS, right=KEYS, on=st.sampled_from(["url", "uid"]))
+def test_any_join_is_duckdbs(
+    left: list[str | None], right: list[str | None], on: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With repeated keys and without any, on either side; by hand only what a uid means."""
+    folder = tmp_path_factory.mktemp("join")
+    database = duckdb.connect()
+    for name, keys in (("asked", left), ("given", right)):
+        numbered = pa.table({"k": pa.array(keys, pa.string()), "n": pa.array(range(len(keys)), pa.int64())})
+        pq.write_table(numbered, folder / f"{name}.parquet", row_group_size=3)
+        database.register(name, numbered)
+    meant = "CASE WHEN regexp_full_match(k, '[0-9a-fA-F]{32}') THEN lower(k) ELSE k END" if on == "uid" else "k"
+    expected = database.execute(
+        f"SELECT g.n, CASE WHEN m IS NULL OR m = '' THEN 'no_key' WHEN g.n IS NULL THEN 'unmatched' END "
+        f"FROM (SELECT {meant} AS m, n FROM asked) AS a LEFT JOIN "
+        f"(SELECT {meant} AS m, min(n) AS n FROM given WHERE k <> '' GROUP BY 1) AS g USING (m) ORDER BY a.n"
+    ).fetchall()
+    options = {"path": str(folder / "given.parquet"), "key_column": "k", "on": on, "columns": ["n"]}
+    found = looked_up(folder, left, **options, duplicates="first")
+    assert [(row["n"], row["reason"]) for row in found] == expected
+    usable = [k.lower() if on == "uid" and len(k) == 32 else k for k in right if k]
+    if len(set(usable)) < len(usable):
+        with pytest.raises(SourceError, match="stand in more than one row"):
+            looked_up(folder, left, **options)
+
+
+def test_the_recipes_of_the_page_are_recipes() -> None:
+    """Every option that docs/attach.md shows exists."""
+    text = (Path(__file__).parents[2] / "docs/attach.md").read_text(encoding="utf-8")
+    seen: list[Any] = []
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.S | re.M):
+        recipe = parse(f"name: n\ndataset: d\nsource: {{kind: urls, path: l.txt}}\n{block}")
+        seen += [recipe.block] if recipe.block is not None else []
+        for step in recipe.steps:
+            if isinstance(step, OperatorStep):
+                seen.append(registry.operator(step.operator).options_type.model_validate(step.options))
+    assert [type(s).__name__ for s in seen] == ["AttachOptions"] * 2 + ["KeepListOptions"] * 2 + ["BlockOptions"]
+    assert seen[1].on == "url"

@@ -64,7 +64,23 @@ def test_a_body_that_raises_leaves_no_end_mark(tmp_path: Path) -> None:
     assert (tmp_path / "a.tar").stat().st_size == 512 + 1024
 
 
-@pytest.mark.parametrize("name", ["a/b.jpg", "..jpg", "noext", ".jpg", "a.", "k" * 97 + ".jpg", "", "a\0.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/a.jpg",
+        "../a.jpg",
+        "a//b.jpg",
+        "./a.jpg",
+        "a/.b.jpg",
+        "..jpg",
+        "noext",
+        ".jpg",
+        "a.",
+        "k" * 97 + ".jpg",
+        "",
+        "a\0.jpg",
+    ],
+)
 def test_names_that_would_break_a_reader_are_refused(name: str, tmp_path: Path) -> None:
     with TarAppender(tmp_path / "a.tar") as tar, pytest.raises(ValueError, match="tar member name"):
         tar.append(name, b"")
@@ -74,3 +90,12 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [])
     with pytest.raises(FileExistsError):
         TarAppender(tmp_path / "a.tar")
+
+
+def test_keys_may_have_folders(tmp_path: Path) -> None:
+    names = ["cats.v1/deep/0001.jpg", "cats.v1/deep/0001.txt", "k" * 80 + "/" + "m" * 15 + ".jpg"]
+    with TarAppender(tmp_path / "a.tar") as tar:
+        for name in names:
+            tar.append(name, name.encode())
+    with tarfile.open(tmp_path / "a.tar", "r:") as tar:
+        assert [(m.name, tar.extractfile(m).read()) for m in tar] == [(n, n.encode()) for n in names]  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from mmdata import catalogue
 from mmdata.preflight import prove
 from mmdata.recipe import load
 
-NAMES = ["coyo", "image-text-basic", "image-text-clip", "image-text-offline", "laion-2b-en"]
+NAMES = ["adopt-webdataset", "coyo", "image-text-basic", "image-text-clip", "image-text-offline", "laion-2b-en"]
 HOUSE = "an old house by the river"
 
 
@@ -137,7 +138,24 @@ def offline() -> list[Row]:
     ]
 
 
+def tidied() -> list[Row]:
+    """Short side >= 200, long / short <= 3, at least 3 words and no file name, one picture per look."""
+    coffee = Image.fromarray(skimage.data.coffee())  # 600 x 400
+    return [
+        Row(HOUSE, speckled(200, 600)),
+        Row(HOUSE, speckled(200, 601), "shape"),
+        Row(HOUSE, speckled(199, 500), "size"),
+        Row("the house", speckled(300, 301), "captioned"),
+        Row("see my photo.JPEG", speckled(300, 302), "captioned"),
+        Row(None, speckled(300, 303), "captioned:null"),
+        Row("a cup of coffee", jpeg(coffee.resize((450, 300))), "unique"),
+        Row("a cup of coffee", jpeg(coffee)),
+        Row(HOUSE, b"<html>gone</html>", "not_media"),
+    ]
+
+
 LISTS: dict[str, Callable[[], list[Row]]] = {
+    "adopt-webdataset": tidied,
     "coyo": coyo,
     "image-text-basic": datacomp,
     "image-text-clip": datacomp,
@@ -160,6 +178,26 @@ def write_list(folder: Path, rows: list[Row], address: Callable[[str], str]) -> 
     paths = served(rows)
     table = pa.table({"url": [address(paths[r.picture]) for r in rows], "text": [r.caption for r in rows]})
     pq.write_table(table, folder / "pairs.parquet")
+
+
+def write_tar(folder: Path, rows: list[Row]) -> None:
+    """`shards/00000.tar`, for the recipe that adopts it."""
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "00000.tar", "w") as tar:
+        for number, row in enumerate(rows):
+            texts = {} if row.caption is None else {"txt": row.caption.encode()}
+            for extension, data in {"jpg": row.picture, **texts}.items():
+                info = tarfile.TarInfo(f"{number:05d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def write_source(name: str, folder: Path, rows: list[Row], address: Callable[[str], str]) -> None:
+    """What the recipe of that name starts from."""
+    if name == "adopt-webdataset":
+        write_tar(folder, rows)
+    else:
+        write_list(folder, rows, address)
 
 
 def test_these_are_all():
@@ -186,10 +224,11 @@ def test_says_what_it_is(name: str):
 def test_is_proved_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Only a list is missing: with one, `plan` finds no fault, also where the weights are yet to be fetched."""
     monkeypatch.chdir(tmp_path)
-    write_list(tmp_path, [Row(HOUSE, b"")], lambda path: f"http://127.0.0.1:1{path}")
+    write_source(name, tmp_path, [Row(HOUSE, b"")], lambda path: f"http://127.0.0.1:1{path}")
+    before = sorted(p.name for p in tmp_path.iterdir())
     proved = prove(load(path_of(name)))
     assert [s.name for s in proved.plan.steps] == [s.name for s in proved.plan.recipe.steps]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pairs.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["image-text-clip", "laion-2b-en"])
@@ -211,7 +250,7 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
     if "score_clip" in catalogue.shipped_recipe(name):
         overrides += [f"steps.score_clip.model={save_tiny_clip(tmp_path / 'clip')}", "filters.aligned=clip_score >= -1"]
     with BadServer({path: ("image/jpeg", picture) for picture, path in served(rows).items()}) as server:
-        write_list(tmp_path, rows, server.url)
+        write_source(name, tmp_path, rows, server.url)
         ds = mmdata.run(path_of(name), overrides=overrides, runner="inline", quiet=True)
     found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
     assert found == [(r.caption, r.reason) for r in rows]
