@@ -1,8 +1,8 @@
 """Media that is a cell of a table file: `<file>.parquet#image.bytes`, `<file>.arrow#image.bytes`, row by row.
 
 In: a file, a column (a field of a struct by its dotted name) and a row. Out: the cell's bytes, None where it is NULL.
-Parquet is read a row group at a time, and the last ones used are kept, at most `held_bytes` of them but never fewer than
-one; Arrow files (stream or file format) are mapped into memory. What Arrow raises for a broken file goes through.
+Parquet is read a row group at a time, and the last ones used are kept, at most `held_bytes` of them but never fewer
+than one; Arrow files (stream or file format) are mapped into memory. What Arrow raises for a broken file goes through.
 """
 
 from __future__ import annotations

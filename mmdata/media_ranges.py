@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Range", "RemoteFile", "coalesced"]
+__all__ = ["STREAM_SHARE", "Range", "RemoteFile", "coalesced"]
 
 STREAM_SHARE = 0.5
 STREAM_MOST = 4 << 30

@@ -1,9 +1,9 @@
 """The bytes of media references, wherever they lie: in the dataset, in adopted files, in cells of tables, far away.
 
-In: `image_path`, `image_offset`, `image_size` of base rows. A path is a name relative to the dataset; an absolute path or
-a URL that fsspec knows; or `<one of these>.parquet#column` (`.arrow#column`), then offset is a row of that file. Out:
-exactly `size` bytes. Fails with StoreError where the dataset's own media is damaged, and with MissingMedia, which costs
-that row alone, where adopted media is gone or has another size (`transient` when it could not be reached just now).
+In: `image_path`, `image_offset`, `image_size` of base rows. A path is a name relative to the dataset; an absolute path
+or a URL that fsspec knows; or `<one of these>.parquet#column` (`.arrow#column`), then offset is a row of that file.
+Out: exactly `size` bytes. Fails with StoreError where the dataset's own media is damaged, and with MissingMedia, which
+costs that row alone, where adopted media is gone or has another size (`transient`: it could not be reached just now).
 """
 
 from __future__ import annotations

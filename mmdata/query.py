@@ -36,7 +36,7 @@ def _files(store: Store, names: Sequence[str]) -> str:
     return f"read_parquet([{paths}])"
 
 
-def rows_files(store: Store, names: Sequence[str]) -> str:
+def _rows_files(store: Store, names: Sequence[str]) -> str:
     """Base rows as a table function: where appended sources brought further columns, these are NULL in older shards."""
     found = _files(store, names)
     return f"{found[:-1]}, union_by_name = true)" if rows_differ(store) else found
@@ -50,7 +50,7 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     if not store.is_local:
         connection.register_filesystem(store.fs)
     _require_same_rows(connection, store, current)
-    connection.execute(f"CREATE VIEW rows AS SELECT * FROM {rows_files(store, current.rows)}")
+    connection.execute(f"CREATE VIEW rows AS SELECT * FROM {_rows_files(store, current.rows)}")
     connection.execute(f"CREATE VIEW verdicts AS SELECT * FROM {_files(store, current.verdicts)}")
     connection.execute("CREATE SCHEMA columns")
     for name, files in current.sets.items():
@@ -150,7 +150,7 @@ def samples_sql(store: Store, current: Current) -> str:
     )
     listed = ",\n  ".join(chosen)
     return (
-        f"SELECT {listed}\nFROM {rows_files(store, current.rows)} AS r\n"
+        f"SELECT {listed}\nFROM {_rows_files(store, current.rows)} AS r\n"
         f"POSITIONAL JOIN {_files(store, current.verdicts)} AS v{joins}"
     )
 

@@ -56,7 +56,9 @@ def run_sample(
     """Run `rows` hash-chosen rows of the list through the steps; the recipe's own folders are left alone."""
     recipe = recipes.load(path, overrides)
     if not isinstance(recipe.source, UrlSource):
-        raise RecipeError("run --sample tries rows of one list of URLs; this source is adopted: run it as it is")
+        raise RecipeError(
+            "run --sample tries one list of URLs; adopted and several sources are run as they are"
+        )
     with scratch_folder() as folder:
         fresh = recipe.model_copy(update={"dataset": str(folder / "dataset"), "export": None})
         prove(fresh)

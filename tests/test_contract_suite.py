@@ -262,7 +262,7 @@ def test_lookup_answers_alone_as_among_others(name: str, tmp_path: Path):
     assert isinstance(lookup, Lookup)
     lookup.open(tmp_path)
     [key] = contract.reads
-    keys = pa.chunked_array([COLUMNS[key].to_pylist() + [None, ""]], pa.string())
+    keys = pa.chunked_array([[*COLUMNS[key].to_pylist(), None, ""]], pa.string())
     whole = lookup.compute(keys)
     assert whole.schema.equals(pa.schema([*contract.writes, ("reason", pa.string())]))
     assert lookup.compute(keys.slice(0, 0)).schema.equals(whole.schema)

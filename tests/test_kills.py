@@ -61,10 +61,8 @@ EDITED = [
 OFTEN = {
     "media:half#2",
     "rows:linked#3",
-    "stage:after#3",
     "probe_image:done#1",
     "group:computed#1",
-    "verdicts:done#3",
     "current.json:half#1",
     "near_duplicates:unlinked#3",
     "current.json:put#1",

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-__all__ = ["Member", "TarDamage", "walk_tar"]
+__all__ = ["Member", "TarDamage", "TarWalk", "walk_tar"]
 
 _BLOCK = 512
 _MAX_EXTRA = 1 << 20  # bytes of a pax header or a long name: above is damage, or malice

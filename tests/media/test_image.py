@@ -358,6 +358,19 @@ def test_resize_uses_area_down_and_lanczos_up() -> None:
     assert (bordered[192:] == 255).all()
 
 
+@pytest.mark.parametrize("quality", [75, 95, 96])
+def test_a_jpeg_is_what_pillow_writes_with_the_accurate_dct(quality: int) -> None:
+    picture = np.random.default_rng(3).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, "JPEG", quality=quality, subsampling="4:2:0")
+    assert image.encode(picture, "jpg", quality) == sink.getvalue()
+
+
+def test_a_side_that_no_jpeg_can_have() -> None:
+    with pytest.raises(image.DecodeError, match="65501x1 px, a JPEG has at most 65500"):
+        image.encode(np.zeros((1, 65_501, 3), np.uint8), "jpg", 95)
+
+
 def test_encode_round_trips() -> None:
     picture = np.asarray(scene())
     assert np.array_equal(image.decode(image.encode(picture, "png", 6)), picture)

@@ -122,6 +122,19 @@ def test_every_byte_that_readers_get_is_the_files(
     assert media_of(ds) == told
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves its file open
+def test_an_export_keeps_keys_with_folders_and_the_bytes(tmp_path: Path) -> None:
+    members = [(f"cats.v1/{i:03d}.{e}", d) for i in range(5) for e, d in (("jpg", picture(i)), ("txt", b"cat %d" % i))]
+    source = {"kind": "webdataset", "path": str(tar_of(tmp_path / "x.tar", members))}
+    export = {"format": "webdataset", "path": str(tmp_path / "out")}
+    ds = adopted(tmp_path / "ds", source, steps=[{"filter": {"odd": "width_px % 2 = 1"}}], export=export)
+    samples = list(wds.WebDataset(str(tmp_path / "out" / "00000.tar"), shardshuffle=False))
+    assert [(s["__key__"], s["jpg"], s["txt"]) for s in samples] == [
+        (f"cats.v1/{i:03d}", picture(i), b"cat %d" % i) for i in (1, 3)
+    ]
+    assert [ds.why(s["__key__"]).verdict for s in samples] == ["kept", "kept"]
+
+
 def test_keys_may_repeat_and_why_shows_every_row(tmp_path: Path) -> None:
     for name in ("a", "b"):
         tar_of(tmp_path / "in" / f"{name}.tar", [("1.jpg", picture(ord(name))), ("1.jpg", picture(ord(name) + 1))])
