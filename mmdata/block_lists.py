@@ -54,9 +54,9 @@ class PictureList(Options):
 class BlockOptions(Options):
     """Lists of what is never stored: rows on one have the status `blocked`, and the detail says which."""
 
-    urls: str | None = Field(None, description="list of URLs; those a redirect leads to count too")
-    domains: str | None = Field(None, description="list of domains, each with its subdomains")
-    sha256: str | None = Field(None, description="list of the sha256 of media as fetched")
+    urls: str | None = Field(None, min_length=1, description="list of URLs; those a redirect leads to count too")
+    domains: str | None = Field(None, min_length=1, description="list of domains, each with its subdomains")
+    sha256: str | None = Field(None, min_length=1, description="list of the sha256 of media as fetched")
     phash: PictureList | None = Field(None, description="list of hash_image's phash, and the distance that blocks")
 
     @model_validator(mode="before")

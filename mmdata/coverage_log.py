@@ -1,9 +1,9 @@
 """The coverage log: what the driver learnt of finished shards, so that the next run need not open their files.
 
 In: what is learnt of rows files, column files, passes and verdicts of shards. Out: segments in `state/coverage`, and
-the same facts at the next run. A fact about a file holds while the listing shows its number, size and stamp; a pass or a
-verdict holds while all the files that it went by do. A file that the log does not know, or knows otherwise, is believed
-by its own footer: the log may be lost, and nothing is lost with it.
+the same facts at the next run. A fact about a file holds while the listing shows its number, size and stamp; a pass or
+a verdict holds while all the files that it went by do. A file that the log does not know, or knows otherwise, is
+believed by its own footer: the log may be lost, and nothing is lost with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from mmdata.column_files import UNCOVERED, canonical_json, read_footer
 from mmdata.coverage_segments import SCHEMA, read_segments, write_segment
+from mmdata.errors import StoreError
 from mmdata.file_stamps import mix
 from mmdata.numbered_files import NumberedFiles, newest_files, stamps_of
 from mmdata.plan import chain
@@ -48,6 +49,8 @@ class CoverageLog:
         self.rows = newest_files(store, "rows", "g")
         self._inputs: dict[str, tuple[str, ...]] = {}  # key of a pass or chain → the sets it goes by
         self._fresh: list[pa.Table] = []  # learnt, and in no segment yet
+        self._flushed = 0
+        self._last_judged: tuple[tuple[str, int, int], pa.Table] | None = None  # asked for more than once a run
         self._new_rows: dict[int, int] = {}
         self._passed: list[tuple[str, int, Sequence[int]]] = []
         self._judged: list[tuple[str, Settled]] = []
@@ -155,6 +158,12 @@ class CoverageLog:
 
     def judged(self, key: str, shards: Integers) -> pa.Table:
         """Verdicts of this chain that hold, in the order of the shards; their files are as they were written."""
+        asked = (key, len(shards), self._flushed)
+        if self._last_judged is None or self._last_judged[0] != asked:
+            self._last_judged = asked, self._judged_now(key, shards)
+        return self._last_judged[1]
+
+    def _judged_now(self, key: str, shards: Integers) -> pa.Table:
         found = self._holding("verdict", key, shards)
         stamps = stamps_of(self._store, found["name"].to_pylist(), whole_folders=True)
         recorded = zip(found["size"].to_pylist(), found["stamp"].to_pylist(), strict=True)
@@ -190,6 +199,7 @@ class CoverageLog:
 
     def flush(self) -> None:
         """Write what was learnt as the next segment; nothing when nothing was."""
+        self._flushed += 1 if self.waiting or self._new_rows or any(f.new for f in self.sets.values()) else 0
         self.rows = self.rows.with_files(self._store, self._new_rows)
         self._new_rows = {}
         for name in self.sets:
@@ -279,6 +289,13 @@ class CoverageLog:
         for name in found.names:
             self._store.remove(name)
 
+    def gone(self, set_name: str, shard: int) -> StoreError:
+        """For a file that this run has just written, and that somebody has removed."""
+        return StoreError(
+            f"the file of shard {shard:05d} in columns/{set_name} of {self._store.url} has gone while the run went on; "
+            "see who removes files there, then run the same command again"
+        )
+
 
 def pass_key(steps: Sequence[BoundStep], begin: int) -> str:
     """16 hex digits for a pass: the steps up to its end, their sets, and which rows they are computed for."""
@@ -293,7 +310,10 @@ def count_failed(log: CoverageLog, set_name: str, shards: Integers) -> int:
     known, sums = log.finished(set_name, shards)
     failed = sums[0] if len(known) else 0
     for shard in np.setdiff1d(shards, known).tolist():
-        here = log.count_reasons(log.sets[set_name][shard].name)
+        try:
+            here = log.count_reasons(log.sets[set_name][shard].name)
+        except KeyError:
+            raise log.gone(set_name, shard) from None
         log.add_pass(set_name, shard, [here])
         failed += here
     return failed

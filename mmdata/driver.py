@@ -257,10 +257,11 @@ class _Driver:
         shards, key = self._shards(), pass_key(context.steps, context.begin)
         known, sums = self.log.finished(key, shards)
         if context.verdicts and len(known):
-            known, sums = self.log.finished(key, np.setdiff1d(known, self._open_ledger().todo(known)))
+            todo = self._open_ledger().todo(known)
+            known, sums = self.log.finished(key, np.setdiff1d(known, todo, assume_unique=True))
         if len(known):
             self._take_passed(context, from_sums(sums, [b.step.position for b in self.bound[context.begin :]]), line)
-        unknown = np.setdiff1d(shards, known).tolist()
+        unknown = np.setdiff1d(shards, known, assume_unique=True).tolist()
         is_local = self._is_local(len(unknown))
         items: deque[Item] = deque()
         for shard in unknown:

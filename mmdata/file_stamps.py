@@ -50,17 +50,19 @@ def list_folder(store: Store, folder: str) -> Listing:
 
 
 def _scan(path: str, found: Listing) -> None:
-    names, sizes, stamps = found.names, found.sizes, found.stamps
+    add_name, add_size, add_stamp = found.names.append, found.sizes.append, found.stamps.append
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(".") or entry.is_dir():
+            if name[0] == "." or entry.is_dir():
                 continue
-            with contextlib.suppress(FileNotFoundError):  # it went away between listing and looking
+            try:
                 status = entry.stat(follow_symlinks=False)
-                names.append(name)
-                sizes.append(status.st_size)
-                stamps.append(status.st_mtime_ns)
+            except FileNotFoundError:  # it went away between listing and looking
+                continue
+            add_name(name)
+            add_size(status.st_size)
+            add_stamp(status.st_mtime_ns)
 
 
 def mix(*parts: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

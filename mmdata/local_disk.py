@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmdata.errors import StoreError
 
-__all__ = ["LOCK", "TEMPORARY", "locked", "publish", "put", "what_to_do"]
+__all__ = ["LOCK", "TEMPORARY", "entries", "locked", "publish", "put", "what_to_do"]
 
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
@@ -71,6 +71,19 @@ def locked(folder: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def entries(folder: str) -> list[tuple[str, int | None]]:
+    """(name, size in bytes) of all that lies directly in a folder, sorted; size None = a folder; FileNotFoundError."""
+    with os.scandir(folder) as found:
+        return sorted((entry.name, None if entry.is_dir() else _size(entry)) for entry in found)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """0 for a file that went away between listing and looking."""
+    with contextlib.suppress(FileNotFoundError):
+        return entry.stat(follow_symlinks=False).st_size
+    return 0
 
 
 def _temporary(path: str) -> str:

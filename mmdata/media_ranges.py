@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 __all__ = ["STREAM_SHARE", "Range", "RemoteFile", "coalesced"]
 
@@ -90,15 +91,23 @@ class RemoteFile:
             data = self._planned(offset, size)
             if data is not None:
                 return data
-        if self._local is None:
+        file = self._opened()
+        if file is None:
             data = self._fetch(offset, size)
             if len(data) <= size:
                 return data
             self._to_scratch()  # the whole file came where a range was asked for
-        assert self._local is not None
-        with self._local.open("rb") as file:
+            file = self._opened()
+            if file is None:
+                return data[offset : offset + size]
+        with file:
             file.seek(offset)
             return file.read(size)
+
+    def _opened(self) -> BinaryIO | None:
+        """The file in scratch, open, so that `close` in another thread does not take it from a reader."""
+        with self._lock:
+            return None if self._local is None else self._local.open("rb")
 
     def _to_scratch(self) -> None:
         with self._lock:
@@ -139,3 +148,4 @@ class RemoteFile:
             self._flying.clear()
             if self._local is not None:
                 self._local.unlink(missing_ok=True)
+                self._local = None

@@ -50,6 +50,7 @@ class MediaReader:
         self._remote: OrderedDict[str, RemoteFile] = OrderedDict()
         self._cells = Cells(self._bring, held_bytes)
         self._stack = contextlib.ExitStack()
+        self._naming = threading.Lock()
         self._folder: Path | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._files = 0
@@ -123,8 +124,8 @@ class MediaReader:
                 if len(self._handles) > _HANDLES:
                     self._handles.popitem(last=False)  # closed when its last reader lets go of it
             self._handles.move_to_end(path)
-        if offset == 0:
-            size = max(size, os.fstat(file.number).st_size)  # a file of its own must have just this size
+        if offset == 0 and os.fstat(file.number).st_size > size:
+            size += 1  # a file of its own must have just this size: one byte more tells, however large it is now
         parts = []
         while size > 0 and (part := os.pread(file.number, size, offset)):
             parts.append(part)
@@ -132,14 +133,17 @@ class MediaReader:
         return b"".join(parts)
 
     def _remote_file(self, path: str) -> RemoteFile:
+        old = None
         with self._lock:
             if path not in self._remote:
                 self._remote[path] = self._new_remote(path)
                 if len(self._remote) > _REMOTE_FILES:
                     _, old = self._remote.popitem(last=False)
-                    old.close()
             self._remote.move_to_end(path)
-            return self._remote[path]
+            found = self._remote[path]
+        if old is not None:
+            old.close()  # not under the lock: it waits for a file that is being streamed
+        return found
 
     def _new_remote(self, path: str) -> RemoteFile:
         if _is_relative(path):
@@ -176,10 +180,11 @@ class MediaReader:
         return path
 
     def _scratch_file(self) -> Path:
-        if self._folder is None:
-            self._folder = self._stack.enter_context(scratch_folder())
-        self._files += 1
-        return self._folder / str(self._files)
+        with self._naming:  # two files that come at once must not get one name
+            if self._folder is None:
+                self._folder = self._stack.enter_context(scratch_folder())
+            self._files += 1
+            return self._folder / str(self._files)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

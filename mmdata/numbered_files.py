@@ -1,8 +1,8 @@
 """The newest file of every shard in a folder of numbered files: `rows/00000.g0.parquet`, `columns/x/00000.c1.parquet`.
 
 In: a listing. Out: equally long arrays, a row a shard, in the order of the shards; some thirty bytes a shard, however
-many rows it has. A file's mark is one number for its place in the sequence, its size and its stamp: another file has another
-mark. Names that are no such file are a StoreError.
+many rows it has. A file's mark is one number for its place in the sequence, its size and its stamp: another file has
+another mark. Names that are no such file are a StoreError.
 """
 
 from __future__ import annotations

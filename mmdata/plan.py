@@ -178,6 +178,8 @@ def _plan_operator(
     wanted = dict.fromkeys([*reads, *(c for term in order for c in term.columns)])
     for column in wanted:
         _require_column(where, column, names, unmade)
+    if issubclass(operator, Group):
+        _check_types(where, operator, options, names.schema())
     outputs: list[tuple[str, str]] = []
     aside: list[tuple[str, str]] = []
     inputs = tuple(names.input(c) for c in wanted)
@@ -225,6 +227,13 @@ def _bind_options(where: str, operator: type[Operator[Any]], step: OperatorStep,
         return operator.options_type.model_validate(given)
     except ValidationError as error:
         raise RecipeError(describe_errors(where, error, operator.options_type, STEP_KEYS)) from None
+
+
+def _check_types(where: str, group: type[Group[Any]], options: Options, schema: pa.Schema) -> None:
+    try:
+        group.check_types(options, schema)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _require_modules(where: str, contract: Contract) -> None:

@@ -85,7 +85,7 @@ class Target:
     def sole_writer(self) -> Iterator[None]:
         """Hold the target; StoreError when another export does, RecipeError when something else stands there."""
         lock = self.path.with_name(f"{self.path.name}.lock")
-        with _disk_errors(self.path):
+        with _disk_errors(self.path, opening=True):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             held = _lock(lock)
         if held is None:
@@ -253,8 +253,14 @@ def _lock(path: Path) -> int | None:
         os.close(held)  # the holder before us unlinked it between our open and our lock
 
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Under a file, in /proc, too long: nothing can be made there.
+_IMPOSSIBLE = (*_FORBIDDEN, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
+
+
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, opening: bool = False) -> Iterator[None]:
+    """What the system says about a target, as ours; `opening`: nothing but its folder and lock have been touched."""
     try:
         yield
     except OSError as error:
@@ -264,7 +270,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 "same command again"
             ) from error
         about_us = str(error.filename or "").startswith(str(path.parent))
-        if about_us and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if (about_us and error.errno in _FORBIDDEN) or (opening and error.errno in _IMPOSSIBLE):
             raise RecipeError(f"export.path {path} cannot be written ({error.strerror}); choose another") from error
         raise
 

@@ -142,10 +142,14 @@ class Recipe(BaseModel):
 
 def _read_source(place: tuple[str, ...], source: Any) -> Any:
     """One source by its kind; `place` is where it stands, for messages."""
-    if not isinstance(source, Mapping):
+    if isinstance(source, BaseModel):
         return source
+    if not isinstance(source, Mapping):
+        raise RecipeError(
+            f"{'.'.join(place)}: expected a mapping such as {{kind: images, path: photos}}, got {_short(source)}"
+        )
     kind = source.get("kind", "urls")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(f"{'.'.join(place)}.kind: no source is called {kind!r}{nearest(str(kind), KINDS)}")
     try:
         return KINDS[kind].model_validate(dict(source))
@@ -260,7 +264,9 @@ def _described(
     if first["type"] == "missing":
         return f"{where} is required but not given{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
+    is_whole = first["type"] == "value_error" and isinstance(first.get("input"), Mapping)  # options that do not agree
+    got = "" if is_whole else f", got {_short(first.get('input'))}"
+    return f"{where + ': ' if where else ''}{message[:1].lower()}{message[1:]}{got}{more}"
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -44,7 +44,8 @@ class Ledger:
         """The shards, of these, whose rows have no verdicts by the files that are there now."""
         judged = self._log.judged(self._chain, shards)["shard"].to_numpy()
         is_known = np.asarray(pc.is_valid(self._log.row_facts(shards)["rows"]).to_numpy(), bool)
-        return np.setdiff1d(shards, np.intersect1d(judged, shards[is_known]))
+        known = np.intersect1d(judged, shards[is_known], assume_unique=True)
+        return np.setdiff1d(shards, known, assume_unique=True)
 
     def earlier(self, shard: int) -> str:
         """The verdict file that a selection of the same chain has for a shard, which may still hold; or empty."""
@@ -70,6 +71,9 @@ class Ledger:
         judged = self._log.judged(self._chain, shards)
         if not np.array_equal(judged["shard"].to_numpy(), shards):
             raise StoreError(f"verdicts of {self._store.url} went away while they were written; run again")
+        hold()
+        if (same := self._unchanged(recipe, shards, judged)) is not None:
+            return same, False
         current = Current(
             self._name,
             self._chain,
@@ -87,6 +91,21 @@ class Ledger:
         selections = load_selections(self._store)[0].values()
         self._log.merge({key for c in selections for key in c.log_keys})
         return published
+
+    def _unchanged(self, recipe: str, shards: Integers, judged: pa.Table) -> Current | None:
+        """The latest selection, where it is this recipe's and goes by the very files that are there now."""
+        selections, latest = load_selections(self._store)
+        found = selections.get(self._name)
+        if found is None or latest != self._name or (found.chain, found.recipe) != (self._chain, recipe):
+            return None
+        if found.log_keys != self._log.keys():
+            return None
+        with contextlib.suppress(StoreError):  # its list is gone or torn: then it is written anew
+            table = self._store.read_table(found.files, ["shard", "inputs", "verdicts"])
+            same = np.array_equal(table["shard"].to_numpy(), shards) and table["verdicts"].equals(judged["name"])
+            inputs = self._log.inputs(self._chain, shards)
+            return found if same and np.array_equal(table["inputs"].to_numpy(), inputs) else None
+        return None
 
     def _table(self, shards: Integers, judged: pa.Table, steps: Sequence[BoundStep]) -> pa.Table:
         files = {"rows": _listed(self._log.rows, shards)}

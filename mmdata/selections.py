@@ -216,9 +216,7 @@ def _pairs(step: Mapping[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
     return {name: tuple((own, visible) for own, visible in step.get(name, ())) for name in ("outputs", "aside")}
 
 
-def publish(
-    store: Store, current: Current, table: pa.Table, hold: Callable[[], None]
-) -> tuple[Current, bool]:
+def publish(store: Store, current: Current, table: pa.Table, hold: Callable[[], None]) -> tuple[Current, bool]:
     """Make `current` the latest selection, its files those of `table`; returns what stands, and whether that is new.
 
     Nothing is written when the selection of this name says the same and is the latest already. `hold` raises when

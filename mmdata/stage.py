@@ -246,6 +246,10 @@ class Group(Operator[O]):
     `compute` sees all rows at once, in the order of the options' `prefer` terms, ties by row_id.
     """
 
+    @classmethod
+    def check_types(cls, options: O, schema: pa.Schema) -> None:
+        """What `plan` asks: RecipeError when a column it reads, by its type in `schema`, is of no use to it."""
+
     def compute(self, rows: pa.Table) -> Columns:
         """`rows` has `row_id` and every column of the contract's `reads`; returns one value per row, same order."""
         raise NotImplementedError

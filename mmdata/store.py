@@ -219,8 +219,7 @@ class Store:
         with self._explained(folder or "the folder", 0, "list"):
             try:
                 if self.is_local:
-                    with os.scandir(path) as found:
-                        return sorted((e.name, None if e.is_dir() else _size(e)) for e in found)
+                    return local_disk.entries(path)
                 return sorted((e.path.rsplit("/", 1)[1], e.size) for e in self._objects.entries(path))
             except (FileNotFoundError, NotADirectoryError):
                 return []
@@ -393,10 +392,3 @@ def _open_parquet(source: Any, where: str) -> pq.ParquetFile:
         return pq.ParquetFile(source, pre_buffer=isinstance(source, pa.PythonFile))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{where} is not a whole Parquet file: {error}; remove it and run again") from error
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    """0 for a file that went away between listing and looking."""
-    with contextlib.suppress(FileNotFoundError):
-        return entry.stat(follow_symlinks=False).st_size
-    return 0

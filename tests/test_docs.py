@@ -23,6 +23,7 @@ PAGES = [
     "docs/export.md",
     "docs/duplicates.md",
     "docs/sources.md",
+    "docs/selections.md",
 ]
 MMDATA = [sys.executable, "-c", "from mmdata.cli import main; main()"]
 

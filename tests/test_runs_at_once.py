@@ -183,6 +183,7 @@ def test_a_shard_fetched_twice_is_the_first_ones(
             return super().commit(name, local_file)
 
     def late() -> None:
+        wait_until(lambda: "dataset.json" in place.names())
         counts.append(ingest_shard(Sleepy(place.store().url), 0, late_part, "urls", recipe.fetch, "late"))
 
     thread = threading.Thread(target=late)

@@ -82,6 +82,11 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         schema = cluster_schema(cls.label, bool(options.against), f"{cls.label}_distance: int32")
         return Contract(writes=parse_schema(schema), reads=tuple(dict.fromkeys(["key", options.of])))
 
+    @classmethod
+    def check_types(cls, options: NearDuplicatesOptions, schema: pa.Schema) -> None:
+        """RecipeError when `of` holds no 64-bit numbers."""
+        _require_hashes(options.of, schema.field(options.of).type)
+
     def compute(self, rows: pa.Table) -> Columns:
         """One cluster a row; RecipeError when `of` holds no 64-bit numbers."""
         hashes, missing = _hashes(rows, self.options.of)
@@ -162,12 +167,16 @@ def _parts(older: OlderRows, name: str) -> Iterator[tuple[Hashes, Positions]]:
         yield hashes[~missing], part.column("place").to_numpy()[~missing]
 
 
+def _require_hashes(name: str, kind: pa.DataType) -> None:
+    if kind not in (pa.uint64(), pa.int64()):
+        raise RecipeError(
+            f"near_duplicates: column {name!r} is of type {kind}, not 64-bit hashes; name hash_image's phash"
+        )
+
+
 def _hashes(rows: pa.Table, name: str) -> tuple[Hashes, npt.NDArray[np.bool_]]:
     column = rows.column(name)
-    if column.type not in (pa.uint64(), pa.int64()):
-        raise RecipeError(
-            f"near_duplicates: column {name!r} is of type {column.type}, not 64-bit hashes; name hash_image's phash"
-        )
+    _require_hashes(name, column.type)
     missing = np.asarray(column.is_null())
     values = column.fill_null(0).combine_chunks()
     return np.asarray(values).view(np.uint64), missing

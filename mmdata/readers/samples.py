@@ -42,6 +42,8 @@ _ROWS_AT_ONCE = 512  # of references turned into Python objects
 
 def require_columns(dataset: Dataset, columns: Sequence[str]) -> None:
     """RecipeError, with the nearest name, for a column that the samples of a dataset do not have."""
+    if isinstance(columns, str):
+        raise RecipeError(f"columns={columns!r}: expected a list of columns, such as [{columns!r}]")
     known = [str(c) for c in dataset.sql("SELECT * FROM samples").columns]
     known += [visible for step in dataset.current.steps for _, visible in step.aside] if dataset.current else []
     for name in columns:

@@ -53,8 +53,8 @@ def torch_samples(
         raise RecipeError("to_torch: buffer and threads must be at least 1, seed and epoch at least 0")
     if (rank is None) != (world is None) or (rank is not None and world is not None and not 0 <= rank < world):
         raise RecipeError(f"to_torch: rank={rank} and world={world}: give both, with 0 <= rank < world, or neither")
-    columns = tuple(dict.fromkeys(columns))
     require_columns(dataset, columns)
+    columns = tuple(dict.fromkeys(columns))
     make = _as_tensor if decode == "tensor" else _as_pil
     counts = kept_counts(dataset)
     # One that never asks DuckDB: closing a connection in a forked worker, whose threads are not there, is a crash.

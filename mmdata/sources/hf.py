@@ -42,7 +42,7 @@ class HfSource(TableSource):
         if os.path.isdir(folder):
             for where in (folder, os.path.join(folder, self.split)):
                 if os.path.isfile(os.path.join(where, "state.json")):
-                    return _saved(where)
+                    return _saved(where, self.split if where == folder else None)
             if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
                 with reading(folder), open(os.path.join(folder, "dataset_dict.json"), encoding="utf-8") as file:
                     splits = json.load(file)["splits"]
@@ -111,10 +111,14 @@ def _datasets() -> Any:
     return datasets
 
 
-def _saved(folder: str) -> list[Place]:
-    """The Arrow files of a folder that save_to_disk wrote, as its state.json lists them."""
+def _saved(folder: str, split: str | None) -> list[Place]:
+    """The Arrow files of a folder that save_to_disk wrote, as its state.json lists them; `split` None = any."""
     with reading(folder), open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
         state = json.load(file)
+        if split not in (None, "train", state.get("_split")):  # train is also what nobody wrote
+            raise SourceError(
+                f"{folder} is one split, {state.get('_split') or 'without a name'}; leave out source.split"
+            )
         if state.get("_indices_data_files"):
             raise SourceError(f"{folder} was saved with indices: call flatten_indices() and save it again")
         names = [str(f["filename"]) for f in state["_data_files"]]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from mmdata.errors import SourceError
+from mmdata.errors import SourceError, nearest
 from mmdata.sources.adopted import Adopted, AdoptingSource, Part, Row, missing_media
 from mmdata.sources.list_files import reading
 from mmdata.sources.list_rows import converted, inferred_type
@@ -72,6 +72,13 @@ class WebDatasetSource(AdoptingSource):
                 break
         if not first:
             raise SourceError(f"{places[0].url} holds no samples")
+        known = {name for sample in first for name in sample}
+        for name in self.columns:
+            if name not in known:
+                raise SourceError(
+                    f"no .json of the first {len(first):,} samples of {self.path} has a field {name!r} "
+                    f"(source.columns){nearest(name, sorted(known))}"
+                )
         types = [(n, inferred_type([sample.get(n) for sample in first], "json")) for n in self.columns]
         return pa.schema([("path", pa.string()), *types])
 

@@ -1,9 +1,9 @@
 """Thirty recipes with different thresholds over one dataset of a million rows with six column sets.
 
-Run by `python tests/bench/selections.py [rows] [folder]`. Every recipe is `mmdata run` as typed, in a process of its own,
-its start included. The peer is the least that anybody must do for the same answer: DuckDB reads the same columns and
-writes the ids of the rows that pass, its start included too. Checked is that nothing is computed and what the disk grows
-by. Exit code 1 above the limit. The figures go to tests/bench/results/selections.json.
+Run by `python tests/bench/selections.py [rows] [folder] [recipes]`. Every recipe is `mmdata run` as typed, in a process
+of its own, its start included. The peer is the least that anybody must do for the same answer: DuckDB reads the same
+columns and writes the ids of the rows that pass, its start included too. Checked is that nothing is computed and what
+the disk grows by. Exit code 1 above the limit. The figures go to tests/bench/results/selections.json.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ import yaml
 import mmdata
 
 RESULTS = Path(__file__).parent / "results" / "selections.json"
-RECIPES = 30
+RECIPES = 30 if len(sys.argv) < 4 else int(sys.argv[3])
 SHARD_ROWS = 10_000
 LIMIT_S = 5.0
 
-_RUN = "import sys; sys.path.insert(0, {bench!r}); import pool; pool.register(); from mmdata.cli import main; main({args!r})"
+_RUN = """
+import sys
+sys.path.insert(0, {bench!r})
+import pool
+pool.register()
+from mmdata.cli import main
+main({args!r})
+"""
 _PEER = """
 import sys, glob, duckdb
 folder, out, bound = sys.argv[1], sys.argv[2], float(sys.argv[3])

@@ -23,10 +23,10 @@ driver feed tally intake ray_pool repeats pool resolve export card
 work column_buffer group_work attach_work clean query stories preflight source_entries run_record
 media_reader older_rows
 adopt media_cells media_ranges
-ingest ledger run_ledger selections computing coverage_log coverage_segments verdict_work survivors isolate worker_journal generations
+ingest ledger run_ledger selections computing coverage_log coverage_segments verdict_work survivors isolate generations
 plan planned layout publish funnel progress ingest_journal export_shards export_rows export_plan export_order mixing exporters.*
 base_rows
-store set_files numbered_files file_stamps column_files scratch lease local_disk
+store set_files numbered_files file_stamps column_files scratch lease local_disk worker_journal
 recipe_schema
 recipe filters filters_allowed
 operator_files recipe_yaml
