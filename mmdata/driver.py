@@ -262,12 +262,12 @@ class _Driver:
         if len(known):
             self._take_passed(context, from_sums(sums, [b.step.position for b in self.bound[context.begin :]]), line)
         unknown = np.setdiff1d(shards, known, assume_unique=True).tolist()
-        is_local = self._is_local(len(unknown))
+        every = [self._item("pass", number, part, shard) for shard in unknown]
+        if not self._is_local(len(unknown)):
+            return deque(every)
         items: deque[Item] = deque()
-        for shard in unknown:
-            item, done = self._item("pass", number, part, shard), None
-            if is_local:
-                done = finished_pass(context, shard, item.rows_file, item.files, self._engine, item.earlier)
+        for item in every:
+            done = finished_pass(context, item.shard, item.rows_file, item.files, self._engine, item.earlier)
             if done is None:
                 items.append(item)
             else:

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-
 from mmdata.errors import SourceError, StoreError
 from mmdata.selections import Current
 from mmdata.store import Store
@@ -57,11 +54,11 @@ def tell(store: Store, current: Current, key: str) -> Story:
 def _rows_of(store: Store, current: Current, key: str) -> Iterator[tuple[int, int]]:
     """(place of the shard, index in it) of every row with the key, in the order of the rows."""
     table = current.table
-    may = pc.and_(pc.less_equal(table["key_min"], key), pc.greater_equal(table["key_max"], key))
-    for place in np.flatnonzero(pc.fill_null(may, False).to_numpy()).tolist():
-        keys = store.read_table(table["rows"][place].as_py(), ["key"]).column(0)
-        for index in np.flatnonzero(pc.equal(keys, key).to_numpy(zero_copy_only=False)).tolist():
-            yield place, index
+    # In Python: Arrow's way to numpy loads pandas where it is installed, which takes longer than all of this.
+    bounds = zip(table["key_min"].to_pylist(), table["key_max"].to_pylist(), strict=True)
+    for place in [p for p, (least, most) in enumerate(bounds) if least is not None and least <= key <= most]:
+        keys = store.read_table(table["rows"][place].as_py(), ["key"]).column(0).to_pylist()
+        yield from ((place, index) for index, found in enumerate(keys) if found == key)
 
 
 def _story(store: Store, current: Current, place: int, index: int) -> Story:

@@ -1,0 +1,131 @@
+"""What a second pair of eyes found in sources, joins, groups, exports and readers; each test failed before."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from pictures import adopted, picture
+
+from mmdata import recipe as recipes
+from mmdata.errors import MissingMedia, RecipeError, SourceError
+from mmdata.media_ranges import RemoteFile
+from mmdata.media_reader import MediaReader
+from mmdata.store import Store
+
+
+def folder_of(path: Path, count: int = 3) -> Path:
+    path.mkdir()
+    for number in range(count):
+        (path / f"{number}.jpg").write_bytes(picture(number))
+    return path
+
+
+# Input that is wrong is told in one sentence, before anything is written
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("photos", r"^recipe: source: expected a mapping such as \{kind: images, path: photos\}, got 'photos'$"),
+        (None, r"^recipe: source: expected a mapping"),
+        (["photos"], r"^recipe: source\.0: expected a mapping"),
+        ({"kind": ["images"], "path": "photos"}, r"^recipe: source\.kind: no source is called \['images'\]"),
+        ({"kind": {"images": 1}, "path": "photos"}, r"^recipe: source\.kind: no source is called"),
+    ],
+)
+def test_a_source_that_is_none_is_told_in_one_sentence(source: Any, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        recipes.parse({"name": "x", "dataset": "d", "source": source})
+
+
+def test_options_that_do_not_agree_are_told_without_all_the_others() -> None:
+    export = {"path": "out", "samples": 5}
+    with pytest.raises(RecipeError) as told:
+        recipes.parse({"name": "x", "dataset": "d", "source": {"kind": "images", "path": "photos"}, "export": export})
+    assert str(told.value) == "recipe: export: samples and epochs belong to mix, which is not given"
+
+
+@pytest.mark.parametrize("kind", ["urls", "domains", "sha256"])
+def test_a_block_list_without_a_path_does_not_mean_that_nothing_is_blocked(kind: str) -> None:
+    document = {"name": "x", "dataset": "d", "source": {"kind": "images", "path": "photos"}, "block": {kind: ""}}
+    with pytest.raises(RecipeError, match=rf"block\.{kind}: .*at least 1 character"):
+        recipes.parse(document)
+
+
+def test_a_saved_dataset_of_one_split_has_no_other(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"image": {"bytes": picture(0), "path": None}}], split="test")
+    rows.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    source = {"kind": "hf", "path": str(tmp_path / "saved")}
+    with pytest.raises(SourceError, match=r"is one split, test; leave out source\.split"):
+        adopted(tmp_path / "no", {**source, "split": "validation"})
+    assert not (tmp_path / "no").exists()
+    for number, given in enumerate([{}, {"split": "test"}]):
+        assert adopted(tmp_path / str(number), {**source, **given}).funnel().kept == 1
+
+
+def test_a_field_that_no_sample_has_is_not_a_column_of_nulls(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(picture(0))
+    (tmp_path / "0.json").write_text('{"license": "cc0"}')
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("0.jpg", "0.json"):
+            tar.add(tmp_path / name, name)
+    source = {"kind": "webdataset", "path": str(tmp_path / "x.tar")}
+    with pytest.raises(SourceError, match=r"first 1 samples of .* has a field 'licence'.*did you mean 'license'\?"):
+        adopted(tmp_path / "no", {**source, "columns": ["licence"]})
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_group_says_before_the_fetch_that_a_column_is_of_no_use_to_it(tmp_path: Path) -> None:
+    source = {"kind": "images", "path": str(folder_of(tmp_path / "in"))}
+    with pytest.raises(RecipeError, match=r"^step 1 \(near_duplicates\): .*'caption' is of type string"):
+        adopted(tmp_path / "ds", source, steps=[{"near_duplicates": {"of": "caption"}}])
+    assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize("where", ["a_file/out", "a_file/deeper/out", "n" * 300])
+def test_a_place_where_no_export_can_be_is_bad_input(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a_file").write_text("x")
+    ds = adopted(tmp_path / "ds", {"kind": "images", "path": str(folder_of(tmp_path / "in"))})
+    with pytest.raises(RecipeError, match=r"cannot be written"):
+        ds.export(str(tmp_path / where))
+
+
+def test_one_name_is_no_list_of_columns(tmp_path: Path) -> None:
+    ds = adopted(tmp_path / "ds", {"kind": "images", "path": str(folder_of(tmp_path / "in"))})
+    for read in (ds.to_torch, ds.to_arrow, ds.to_datasets):
+        with pytest.raises(RecipeError, match=r"columns='key': expected a list of columns, such as \['key'\]"):
+            read(columns="key")
+
+
+# Media
+
+
+def test_a_file_that_grew_without_end_costs_its_row_and_no_memory(tmp_path: Path) -> None:
+    ds = adopted(tmp_path / "ds", {"kind": "images", "path": str(folder_of(tmp_path / "in"))})
+    path = str(tmp_path / "in" / "0.jpg")
+    size = os.path.getsize(path)
+    os.truncate(path, 1 << 40)  # sparse
+    with pytest.raises(MissingMedia, match="was changed") as told:
+        ds.read_media(path, 0, size)
+    assert not told.value.transient
+
+
+def test_a_remote_file_that_is_let_go_of_is_still_read() -> None:
+    """Another thread's files push it out of those with a plan; the server knows no ranges."""
+    whole = bytes(range(256)) * 8
+
+    def stream(local: Path) -> None:
+        local.write_bytes(whole)
+
+    names = iter(range(9))
+    with MediaReader(Store("memory://review-part2")) as reader:
+        scratch = reader._scratch_file().parent
+        file = RemoteFile(lambda start, size: whole, stream, lambda: None, lambda: scratch / f"own-{next(names)}")
+        assert file.read(300, 40) == whole[300:340]
+        file.close()
+        assert file.read(500, 9) == whole[500:509]
