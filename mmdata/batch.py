@@ -33,9 +33,7 @@ class DecodedCache:
     `reads` counts media reads, `decodes` full decodes.
     """
 
-    def __init__(
-        self, table: pa.Table, read: ReadMedia, threads: int = 1, expect: ExpectMedia | None = None
-    ) -> None:
+    def __init__(self, table: pa.Table, read: ReadMedia, threads: int = 1, expect: ExpectMedia | None = None) -> None:
         self._references: dict[str, list[Any]] = {
             name: table.column(name).to_pylist() for name in table.column_names if name.startswith("image_")
         }

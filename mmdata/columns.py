@@ -71,7 +71,9 @@ class Column:
 BASE_COLUMNS: tuple[Column, ...] = (
     Column("row_id", pa.int64(), "", "shard * 2^24 + index in the shard; the only join key; never NULL"),
     Column("key", pa.string(), "", "img2dataset's sample key, no dots; unique in a dataset this tool made; never NULL"),
-    Column("uid", pa.string(), "", "32 hex digits naming the source (kind, location, caption); not unique; NULL = purged"),
+    Column(
+        "uid", pa.string(), "", "32 hex digits naming the source (kind, location, caption); not unique; NULL = purged"
+    ),
     Column("url", pa.string(), "", "as given in the source; NULL = the source had none"),
     Column("caption", pa.string(), "", "as given in the source; NULL = the source has none for this row"),
     Column("status", pa.string(), "", "what became of the row at ingest: see STATUSES; never NULL"),

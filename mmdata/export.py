@@ -74,7 +74,7 @@ def export(
         parts = open_parts(dataset, options, opener)
         for part in parts:
             target.require_apart(part.dataset.store)
-        job = _Job(parts, form, options, recipe_yaml, meanings or {})
+        job = _Job(parts, target, form, options, recipe_yaml, meanings or {})
         finished = target.finished(job.identity)
         written = finished is None
         if finished is not None:
@@ -93,6 +93,7 @@ class _Job:
     def __init__(
         self,
         parts: list[Part],
+        target: Target,
         form: type[Format],
         options: ExportOptions,
         recipe_yaml: str | None,
@@ -108,7 +109,7 @@ class _Job:
         self.rows = Rows(parts, self.columns, options, boxes)
         self.survey = Survey(self.columns)
         self.blurred = 0
-        self._look(form.keys_name_files)
+        self._look(form.keys_name_files, target)
         self.counts = divide(parts, options)
         if form.same_members and self.survey.extensions[None] and self.survey.image_extension() is not None:
             raise RecipeError(
@@ -135,7 +136,7 @@ class _Job:
             return 0
         return sum(p.media_bytes * n // max(1, p.rows) for p, n in zip(self.parts, self.counts, strict=True))
 
-    def _look(self, as_members: bool) -> None:
+    def _look(self, as_members: bool, target: Target) -> None:
         """The survey: every part's kept rows, without media."""
         options = self.options
         also = ["row_id"] if options.mix or options.shuffle != "none" else []
@@ -144,6 +145,7 @@ class _Job:
             rows, media, values = self.survey.rows, self.survey.media_bytes, self.survey.value_bytes
             for shard in part.dataset.shards():
                 kept = self.rows.kept(part, shard)
+                target.require_no_media(kept.column("image_path"))
                 here = [n for n in also if n in kept.column_names]
                 self.survey.add(shard, kept, as_members, here)
                 if options.mix:

@@ -71,7 +71,11 @@ def prove(recipe: Recipe) -> Proved:
     check_files(plan.steps, store)
     require_older(plan.steps, store)
     if recipe.export is not None:
-        Target(recipe.export.path, store).require_free()
+        target = Target(recipe.export.path, store)
+        for source in recipe.sources:
+            if source.kind != "urls":
+                target.require_apart_from(source.path)
+        target.require_free()
     described = [look.entry for look in looks]
     columns = [[f.name, str(f.type)] for f in extra]
     block = block_files(recipe.block) if recipe.block is not None and recipe.block.paths else None

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from mmdata.errors import RecipeError, StoreError
 
 __all__ = ["FORMAT", "MANIFEST", "Attempt", "Finished", "Target", "size_on_disk"]
@@ -74,6 +77,26 @@ class Target:
             if root == self.path or root in self.path.parents or self.path in root.parents:
                 raise RecipeError(
                     f"export.path {self._given!r} lies in or around the dataset folder; choose one beside it"
+                )
+
+    def require_apart_from(self, source: str) -> None:
+        """RecipeError when the path is that of an adopted source, or around it: the export would replace its media."""
+        if "://" in source and not source.startswith("file://"):
+            return
+        plain = re.split(r"[*?\[{]", os.path.expanduser(source.removeprefix("file://")))[0]
+        root = Path(os.path.realpath(plain))
+        if self.path == root or self.path in root.parents:
+            raise RecipeError(
+                f"export.path {self._given!r} holds the source {source!r}, whose media the dataset refers to; choose "
+                "another folder"
+            )
+
+    def require_no_media(self, paths: pa.ChunkedArray) -> None:
+        """RecipeError when the media that rows refer to (`image_path`) lies in the path."""
+        for folder in {str(self.path), os.path.abspath(self._given.removeprefix("file://"))}:
+            if pc.any(pc.starts_with(paths, f"{folder}/")).as_py():
+                raise RecipeError(
+                    f"export.path {self._given!r} holds media that the dataset adopted; choose another folder"
                 )
 
     def require_free(self) -> None:

@@ -86,9 +86,9 @@ class Recipe(BaseModel):
     """A recipe as the user wrote it, with defaults filled in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(description="a short name, used in cards and reports")
+    name: str = Field(pattern=r"\S", description="a short name, used in cards and reports")
     seed: int = Field(0, description="enters every operator that draws random numbers")
-    dataset: str = Field(description="the dataset folder: made, or resumed")
+    dataset: str = Field(pattern=r"\S", description="the dataset folder: made, or resumed")
     source: Source | tuple[Source, ...] = Field(description="where the rows come from; a list grows by appending to it")
     fetch: FetchOptions = Field(default_factory=FetchOptions, description="how media is fetched and stored")
     block: BlockOptions | None = Field(None, description="lists of what must never get in")

@@ -29,7 +29,9 @@ _SMALLER = ("batch_shape", "batch_size", "precision", "model")  # options that m
 class Repeats:
     """The deaths and device failures of one run. `files` and `bound` are the driver's own, and always up to date."""
 
-    def __init__(self, store: Store, files: Mapping[str, MutableMapping[int, ColumnFile]], bound: Sequence[BoundStep]) -> None:
+    def __init__(
+        self, store: Store, files: Mapping[str, MutableMapping[int, ColumnFile]], bound: Sequence[BoundStep]
+    ) -> None:
         self._store, self._files, self._bound = store, files, bound
         self._deaths: Counter[tuple[str, int]] = Counter()  # (context, shard) → workers lost
         self._out_of_memory: set[tuple[str, int]] = set()

@@ -56,9 +56,7 @@ def run_sample(
     """Run `rows` hash-chosen rows of the list through the steps; the recipe's own folders are left alone."""
     recipe = recipes.load(path, overrides)
     if not isinstance(recipe.source, UrlSource):
-        raise RecipeError(
-            "run --sample tries one list of URLs; adopted and several sources are run as they are"
-        )
+        raise RecipeError("run --sample tries one list of URLs; adopted and several sources are run as they are")
     with scratch_folder() as folder:
         fresh = recipe.model_copy(update={"dataset": str(folder / "dataset"), "export": None})
         prove(fresh)

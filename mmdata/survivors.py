@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from mmdata.base_rows import read_base
 from mmdata.column_files import UNCOVERED, ColumnFile
-from mmdata.columns import VERDICT_SCHEMA
 from mmdata.errors import StoreError
 from mmdata.filters import FilterEngine
 from mmdata.plan import Input, PlannedStep, Resolved
@@ -29,6 +28,7 @@ __all__ = [
     "COMPUTED",
     "NOT_COVERED",
     "PERMANENT",
+    "STILL_IN",
     "TRANSIENT",
     "BoundStep",
     "Columns",
@@ -42,8 +42,6 @@ __all__ = [
     "start",
     "take_failed",
     "tracks",
-    "unsettled",
-    "verdicts",
     "walk",
 ]
 
@@ -80,20 +78,28 @@ class Columns(Protocol):
 
 
 class Committed:
-    """A column set as it stands in the dataset; its values are read when asked for. `read` None = no file yet."""
+    """A column set as it stands in the dataset. `read` None = no file yet.
+
+    Values are read when asked for, those of the columns `soon` at once.
+    """
 
     def __init__(
-        self, row_ids: npt.NDArray[np.int64], name: str, read: Callable[[list[str]], pa.Table] | None = None
+        self,
+        row_ids: npt.NDArray[np.int64],
+        name: str,
+        read: Callable[[list[str]], pa.Table] | None = None,
+        soon: Iterable[str] = (),
     ) -> None:
         self._read = read
         self._columns: dict[str, pa.ChunkedArray] = {}
         rows = len(row_ids)
         self.codes = np.full(rows, NOT_COVERED, np.int8)
         if read is not None:
-            found, reason = read(["row_id", "reason"]).columns
+            owns = list(dict.fromkeys(["row_id", "reason", *soon]))
+            self._columns = dict(zip(owns, read(owns).columns, strict=True))
+            found, reason = self._columns.pop("row_id"), self._columns["reason"]
             if not np.array_equal(found.to_numpy(), row_ids):
                 raise StoreError(f"{name} does not have the rows of its shard; remove it and run the recipe again")
-            self._columns["reason"] = reason
             self.codes[:] = PERMANENT if reason.null_count < rows else COMPUTED
             if reason.null_count < rows:
                 self.codes[pc.is_null(reason).to_numpy()] = COMPUTED
@@ -140,6 +146,7 @@ class ShardView:
         self._files = dict(files)
         self._base: dict[str, pa.ChunkedArray] = {}
         self._columns: dict[str, Columns] = {}
+        self._soon: dict[str, dict[str, None]] = {}
         self._read_base(("row_id", "status"))
 
     def __len__(self) -> int:
@@ -166,8 +173,15 @@ class ShardView:
         if set_name not in self._columns:
             file = self._files.get(set_name)
             read = None if file is None else partial(self.store.read_table, file.name)
-            self._columns[set_name] = Committed(self.row_ids, file.name if file else set_name, read)
+            soon = self._soon.get(set_name, ())
+            self._columns[set_name] = Committed(self.row_ids, file.name if file else set_name, read, soon)
         return self._columns[set_name]
+
+    def expect(self, steps: Iterable[BoundStep]) -> None:
+        """What filters among these steps read will be asked for: every file is then opened once."""
+        for item in (i for bound in steps if bound.step.kind == "filter" for i in bound.step.inputs):
+            if item.made_by is not None:
+                self._soon.setdefault(self.sets[item.made_by], {})[item.own] = None
 
     def replace(self, set_name: str, columns: Columns) -> None:
         """Read the set from here from now on (it is being computed)."""
@@ -335,21 +349,6 @@ def apply_filter(
         state.take_out(rows[codes == code], bound.step.position, f"{bound.step.name}{suffix}")
 
 
-def unsettled(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> int:
-    """Rows that lack a value for a transient reason, but did not fail for one.
-
-    Either they went on without it (`on_error: keep`), or an `over: all` group does without them.
-    """
-    found = np.zeros(len(view), bool)
-    for bound in steps:
-        if bound.set_name and bound.step.on_error == "keep":
-            went_on = state.alive | (state.left > bound.step.position)
-            found |= went_on & (view.columns(bound.set_name).codes == TRANSIENT)
-        if bound.step.ungated_for:
-            found |= view.columns(bound.set_name).codes == TRANSIENT
-    return sum(not str(reason).startswith("!") for reason in state.reason[found])
-
-
 def input_coverage(view: ShardView, step: PlannedStep, rows: npt.NDArray[np.int64]) -> Mask:
     """True where every column set the step reads has a value or a permanent error."""
     covered = np.ones(len(rows), bool)
@@ -366,27 +365,3 @@ def rows_digest(parts: Iterable[tuple[npt.NDArray[np.int64], Mask]]) -> str:
         pairs["row_id"], pairs["covered"] = row_ids, covered
         digest.update(pairs.tobytes())
     return digest.hexdigest()
-
-
-def verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Table:
-    """The ledger of one shard: kept, dropped or failed, at which step, why; schema VERDICT_SCHEMA, row order."""
-    if state.missing:
-        position = min(state.missing)
-        raise StoreError(f"shard {view.shard}: step {position} has rows that are not computed; run the recipe again")
-    names = {0: "ingest", **{b.step.position: b.step.name for b in steps}}
-    is_filter = {b.step.position for b in steps if b.step.kind in ("filter", "keep_list")}
-    words = ["dropped" if p in is_filter else "failed" for p in range(max(names) + 1)]
-    left, is_kept = state.left, state.left == STILL_IN
-    places = pa.array(left, mask=is_kept)
-    verdict = pc.fill_null(pa.array(words, pa.string()).take(places), "kept")
-    named = pa.array([names.get(p) for p in range(max(names) + 1)], pa.string())
-    return pa.table(
-        [
-            pa.array(view.row_ids),
-            verdict,
-            places,
-            named.take(places),
-            pa.array(state.reason, pa.string()),
-        ],
-        schema=VERDICT_SCHEMA,
-    )

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.column_files import ColumnFile, shard_name, write_parquet
+from mmdata.columns import VERDICT_SCHEMA
+from mmdata.errors import StoreError
 from mmdata.filters import FilterEngine
 from mmdata.store import Store
-from mmdata.survivors import BoundStep, ShardView, Walk, unsettled, verdicts, walk
+from mmdata.survivors import STILL_IN, TRANSIENT, BoundStep, ShardView, Walk, walk
 
 __all__ = ["Settled", "add_counts", "settle", "settle_shard"]
 
@@ -54,6 +56,7 @@ def settle_shard(
 ) -> Settled:
     """Judge every row of a shard by what is committed. `earlier` and `folder` as in `settle`."""
     view = ShardView(store, shard, rows_file, {b.step.position: b.set_name for b in steps if b.set_name}, files)
+    view.expect(steps)
     return settle(steps, view, walk(view, steps, engine), folder, earlier)
 
 
@@ -62,7 +65,7 @@ def settle(steps: Sequence[BoundStep], view: ShardView, state: Walk, folder: str
 
     `folder` is where the run's verdicts go; `earlier` names a file of the same chain that may say the same already.
     """
-    table = verdicts(view, steps, state)
+    table = _verdicts(view, steps, state)
     base = view.base(["key", "status"])
     is_ok = np.asarray(pc.equal(base["status"], "ok").to_numpy(), bool)
     keys = pc.min_max(base["key"])
@@ -71,7 +74,7 @@ def settle(steps: Sequence[BoundStep], view: ShardView, state: Walk, folder: str
         _publish(view.store, folder, view.shard, table, earlier),
         len(view),
         _counts(table),
-        unsettled(view, steps, state),
+        _unsettled(view, steps, state),
         keys["min"].as_py(),
         keys["max"].as_py(),
         int(is_ok.sum()),
@@ -107,3 +110,42 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
         for verdict, step, reason, rows in part:
             total[verdict, step, reason] = total.get((verdict, step, reason), 0) + rows
     return tuple(sorted(((*key, rows) for key, rows in total.items()), key=repr))
+
+
+def _unsettled(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> int:
+    """Rows that lack a value for a transient reason, but did not fail for one.
+
+    Either they went on without it (`on_error: keep`), or an `over: all` group does without them.
+    """
+    found = np.zeros(len(view), bool)
+    for bound in steps:
+        if bound.set_name and bound.step.on_error == "keep":
+            went_on = state.alive | (state.left > bound.step.position)
+            found |= went_on & (view.columns(bound.set_name).codes == TRANSIENT)
+        if bound.step.ungated_for:
+            found |= view.columns(bound.set_name).codes == TRANSIENT
+    return sum(not str(reason).startswith("!") for reason in state.reason[found])
+
+
+def _verdicts(view: ShardView, steps: Sequence[BoundStep], state: Walk) -> pa.Table:
+    """The ledger of one shard: kept, dropped or failed, at which step, why; schema VERDICT_SCHEMA, row order."""
+    if state.missing:
+        position = min(state.missing)
+        raise StoreError(f"shard {view.shard}: step {position} has rows that are not computed; run the recipe again")
+    names = {0: "ingest", **{b.step.position: b.step.name for b in steps}}
+    is_filter = {b.step.position for b in steps if b.step.kind in ("filter", "keep_list")}
+    words = ["dropped" if p in is_filter else "failed" for p in range(max(names) + 1)]
+    left, is_kept = state.left, state.left == STILL_IN
+    places = pa.array(left, mask=is_kept)
+    verdict = pc.fill_null(pa.array(words, pa.string()).take(places), "kept")
+    named = pa.array([names.get(p) for p in range(max(names) + 1)], pa.string())
+    return pa.table(
+        [
+            pa.array(view.row_ids),
+            verdict,
+            places,
+            named.take(places),
+            pa.array(state.reason, pa.string()),
+        ],
+        schema=VERDICT_SCHEMA,
+    )

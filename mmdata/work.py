@@ -47,15 +47,7 @@ from mmdata.survivors import (
 from mmdata.verdict_work import Settled, settle, settle_shard
 from mmdata.worker_journal import Journal
 
-__all__ = [
-    "PassContext",
-    "PassResult",
-    "StepWork",
-    "close_stages",
-    "finished_pass",
-    "journal_folder",
-    "run_pass",
-]
+__all__ = ["PassContext", "PassResult", "StepWork", "close_stages", "finished_pass", "journal_folder", "run_pass"]
 
 DECODED_BYTES = 256 << 20  # of one chunk: pictures in full and their variants
 ROWS_PER_CALL = 256  # of a stage without a model
@@ -153,6 +145,7 @@ def finished_pass(
     if any(name not in files for name in context.sets.values()):
         return None
     view = ShardView(context.store, shard, rows_file, context.sets, files)
+    view.expect(context.steps)
     lanes = _lanes(context, view, engine)
     states = []
     for before, mine in lanes:

@@ -117,7 +117,7 @@ def test_any_sequence_of_edits_shows_what_a_fresh_run_shows(recipes: list[list[A
             assert report is not None
             now = _covered(edited)
             grown = Counter({s: 0 for s, _ in now})
-            for (set_name, _), rows in (now.items()):
+            for (set_name, _), rows in now.items():
                 grown[set_name] += rows
             for (set_name, _), rows in covered.items():
                 grown[set_name] -= rows

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pictures import adopted, picture
 
@@ -129,3 +131,60 @@ def test_a_remote_file_that_is_let_go_of_is_still_read() -> None:
         assert file.read(300, 40) == whole[300:340]
         file.close()
         assert file.read(500, 9) == whole[500:509]
+
+
+# Exports and what they stand beside
+
+
+def test_an_export_never_replaces_the_media_that_its_dataset_adopted(tmp_path: Path) -> None:
+    """The folder is an export of mmdata, which another export may replace; here it is also the source."""
+    first = adopted(tmp_path / "ds", {"kind": "images", "path": str(folder_of(tmp_path / "in"))})
+    shards = tmp_path / "shards"
+    first.export(str(shards))
+    source = {"kind": "img2dataset", "path": str(shards)}
+    before = {p.name: p.read_bytes() for p in shards.iterdir()}
+    with pytest.raises(RecipeError, match=r"holds the source .*choose another folder"):
+        adopted(tmp_path / "no", source, export={"path": str(shards), "format": "parquet"})
+    assert not (tmp_path / "no").exists()
+    second = adopted(tmp_path / "second", source)
+    with pytest.raises(RecipeError, match=r"holds media that the dataset adopted; choose another folder"):
+        second.export(str(shards), format="parquet")
+    assert {p.name: p.read_bytes() for p in shards.iterdir()} == before
+    assert second.export(str(tmp_path / "shards-2"), format="parquet").rows == 3
+
+
+@pytest.mark.parametrize("name", ["name", "dataset"])
+def test_a_name_of_nothing_is_none(name: str) -> None:
+    document = {"name": "x", "dataset": "d", "source": {"kind": "images", "path": "photos"}}
+    for blank in ("", "  "):
+        with pytest.raises(RecipeError, match=rf"^recipe: {name}: "):
+            recipes.parse({**document, name: blank})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_of_two_columns_with_one_name_none_is_chosen(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scores.{suffix}"
+    if suffix == "csv":
+        path.write_text("key,score,score\n000000001,1,2\n")
+    else:
+        pq.write_table(pa.table([["000000001"], [1], [2]], names=["key", "score", "score"]), path)
+    source = {"kind": "images", "path": str(folder_of(tmp_path / "in"))}
+    step = {"attach": {"path": str(path), "on": "key", "columns": ["score"]}}
+    with pytest.raises(SourceError, match=r"has 2 columns 'score'; rename all but one"):
+        adopted(tmp_path / "ds", source, steps=[step])
+
+
+def test_of_two_columns_of_urls_none_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,url\nhttp://a.example/1.jpg,http://b.example/2.jpg\n")
+    with pytest.raises(SourceError, match=r"has 2 columns 'url'; rename all but one"):
+        adopted(tmp_path / "ds", {"kind": "urls", "path": str(tmp_path / "list.csv"), "url": "url"})
+
+
+def test_a_later_file_without_pictures_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [picture(0)]}), folder / "0.parquet")
+    pq.write_table(pa.table({"image": ["not bytes"]}), folder / "1.parquet")
+    with pytest.raises(SourceError, match=r"1\.parquet has no column that holds bytes"):
+        adopted(tmp_path / "ds", {"kind": "parquet", "path": str(folder)})
+    assert not (tmp_path / "ds").exists()

@@ -69,6 +69,8 @@ def _require(file: ListFile, there: Sequence[str], wanted: Sequence[str]) -> Non
     for name in wanted:
         if name not in there:
             raise SourceError(f"{file.path} has no column {name!r}{nearest(name, there)}")
+        if there.count(name) > 1:
+            raise SourceError(f"{file.path} has {there.count(name)} columns {name!r}; rename all but one")
 
 
 def _field(file: ListFile, field: pa.Field, is_text: bool) -> pa.Field:

@@ -68,11 +68,11 @@ class TableSource(AdoptingSource):
         check_extra_names(self.columns)
         tables = self._tables()
         first = tables[0].schema
-        self._image_column(tables[0])
         asked = [("url", self.url), ("uid", self.uid), ("key", self.key), *(("columns", c) for c in self.columns)]
         if self.caption != "text;caption":
             asked += [("caption", self._caption(first) or self.caption)]
         for table in tables:
+            self._image_column(table)
             for option, name in asked:
                 if name is not None and name not in table.schema.names:
                     raise SourceError(

@@ -98,6 +98,8 @@ class UrlSource(Options):
             if name not in there:
                 option = f"source.{role}" if role in ("url", "caption", "uid") else "source.columns"
                 raise SourceError(f"{file.path} has no column {name!r} ({option}){nearest(name, there)}")
+            if there.count(name) > 1:
+                raise SourceError(f"{file.path} has {there.count(name)} columns {name!r}; rename all but one")
 
     # Text
 

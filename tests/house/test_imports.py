@@ -24,7 +24,8 @@ work column_buffer group_work attach_work clean query stories preflight source_e
 media_reader older_rows
 adopt media_cells media_ranges
 ingest ledger run_ledger selections computing coverage_log coverage_segments verdict_work survivors isolate generations
-plan planned layout publish funnel progress ingest_journal export_shards export_rows export_plan export_order mixing exporters.*
+plan planned layout publish funnel progress ingest_journal \
+export_shards export_rows export_plan export_order mixing exporters.*
 base_rows
 store set_files numbered_files file_stamps column_files scratch lease local_disk worker_journal
 recipe_schema
