@@ -2,6 +2,8 @@
 # Another Python: make PYTHON=/path/to/python3.12 test. Package indexes and proxies are those your pip and uv use.
 
 BIN := .venv/bin
+# Test processes at a time, of about 2 GB each.
+JOBS ?= 2
 export PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -34,11 +36,11 @@ format: .venv/.ready
 
 test: lint .venv-peers/.ready
 	@scripts/debian-packages
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-long: lint .venv-peers/.ready
 	@scripts/debian-packages
-	$(BIN)/pytest -m 'long or not long' --timeout 7200 $(ARGS)
+	$(BIN)/pytest -m 'long or not long' --timeout 7200 -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: .venv/.ready
 	$(BIN)/python tests/bench/startup.py

@@ -91,6 +91,8 @@ def prove(recipe: Recipe) -> Proved:
         return Proved(plan, store, found, schemas, extra, len(new), drifted, block)
     foreign = [name for name, _ in store.entries("") if name not in _OURS and not name.startswith(TEMPORARY)]
     if foreign:
+        if dataset_document(store) is not None:
+            return prove(recipe)  # another run has made it a dataset since we looked
         raise RecipeError(
             f"dataset {store.url} is not empty and no dataset (it holds {foreign[0]!r}); name another folder"
         )

@@ -27,7 +27,7 @@ import mmdata
 from mmdata import cli, registry
 from mmdata.stage import Failed, stage
 
-COMMANDS = ["demo", "run", "plan", "show", "sql", "why", "export", "clean", "stages", "recipes", "doctor"]
+COMMANDS = ["demo", "run", "plan", "show", "sql", "why", "export", "diff", "clean", "stages", "recipes", "doctor"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -387,7 +387,7 @@ def test_stages(run: Run) -> None:
     code, out, err = run("stages")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == registry.names()
-    assert all(line.split()[1] in ("stage", "group") for line in out.splitlines())
+    assert all(line.split()[1] in ("stage", "group", "attach", "filter") for line in out.splitlines())
 
 
 @pytest.mark.parametrize("name", ["near_duplicates", "score_clip", "probe_image"])
