@@ -127,9 +127,13 @@ class BlockLists:
         with TemporaryDirectory() as folder:  # for remote .npy lists, while they are read
             for kind, path in options.paths.items():
                 if kind == "phash":
-                    self._hashes = np.unique(np.concatenate(list(_hashes(_opened(kind, path), Path(folder)))))
+                    found = [*_hashes(_opened(kind, path), Path(folder))]
+                    self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
                 else:
                     self._sets[kind] = _key_set(kind, _opened(kind, path), Path(folder))
+                held = self._sets.get(kind, self._hashes)
+                if held is None or not len(held):
+                    raise SourceError(f"block.{kind}: {path} is empty, so it blocks nothing: fill it, or leave it out")
 
     def _has(self, kind: str, texts: list[str]) -> npt.NDArray[np.bool_]:
         found = self._sets[kind].find(*keys_of("sha256" if kind == "sha256" else "url", pa.array(texts, pa.string())))

@@ -63,7 +63,8 @@ def export(
     other content is replaced once the new one is whole. `tick(n)` is called as samples are done. `meanings`: step
     column → a line for the card. `opener` opens the datasets of `options.mix`.
 
-    RecipeError: the path holds something else, lies in the dataset, or a column is not there. StoreError: another
+    RecipeError: the path holds something else or lies in the dataset, a column is not there, or keys do not name files
+    of the format (such as two samples of a shard with one key). StoreError: another
     export writes there, the disk is full, or the dataset contradicts itself. MissingExtra: the format's package is
     not installed.
     """

@@ -3,7 +3,7 @@
 In: a plan, the media it names, one of `exporters`. Out: in the attempt folder, each shard's files under their names,
 renamed from a folder of the shard's own once they are whole and on disk. Any order and number of writers gives the
 same bytes.
-StoreError: media is cut short or cannot be blurred, two samples of a shard have one key.
+StoreError: media is cut short or cannot be blurred. RecipeError: two samples of a shard would have one name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.export_plan import Plan
 from mmdata.exporters import shape
 from mmdata.exporters.shape import Chunk, Format
@@ -69,7 +69,7 @@ class Media:
 
 
 def cut_shards(writer: Format, pairs: Iterable[tuple[pa.Table, pa.Table]]) -> list[int]:
-    """Where shards end: for each, the number of samples in it and before it. StoreError for a key twice in a shard."""
+    """Where shards end: for each, the number of samples in it and before it. RecipeError for a name twice in one."""
     options = writer.shape.options
     max_rows, max_bytes = options.max_rows, options.max_bytes
     if options.shard_rows is None and max_bytes is None and writer.default_bytes is not None:
@@ -78,25 +78,28 @@ def cut_shards(writer: Format, pairs: Iterable[tuple[pa.Table, pa.Table]]) -> li
         max_rows = max_bytes = None
     ends: list[int] = []
     total = count = size = 0
-    keys: set[str] = set()
+    keys: dict[str, str | None] = {}  # of the shard, with the extension of the image
     for table, places in pairs:
         names = table.column("key").to_pylist() if writer.keys_name_files else [""] * len(table)
         image_sizes = [n or 0 for n in places.column("image_size").to_pylist()]
         sizes = writer.sizes(table, image_sizes) if max_bytes is not None else [0] * len(table)
-        for name, more in zip(names, sizes, strict=True):
+        extensions = places.column("image_ext").to_pylist()
+        for name, extension, more in zip(names, extensions, sizes, strict=True):
             is_full = max_rows is not None and count >= max_rows
             if count and (is_full or (max_bytes is not None and size + more + writer.end_bytes > max_bytes)):
+                writer.require_names(len(ends), keys)
                 ends.append(total)
                 count = size = 0
                 keys.clear()
             if writer.keys_name_files:
                 if name in keys:
-                    raise StoreError(
-                        f"shard {len(ends):05d} of the export would hold two samples with the same key {name!r}; "
-                        "export to format parquet instead"
+                    raise RecipeError(
+                        f"export: shard {len(ends):05d} would hold two samples with the same key {name!r}; "
+                        "set export.format to parquet"
                     )
-                keys.add(name)
+                keys[name] = extension
             total, count, size = total + 1, count + 1, size + more
+    writer.require_names(len(ends), keys)
     return [*ends, total] if count else ends
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmdata.columns import BASE_COLUMNS, MEDIA_ROLES, media_reference
-from mmdata.errors import RecipeError, StoreError, nearest
+from mmdata.errors import RecipeError, nearest
 
 __all__ = [
     "ExportColumn",
@@ -187,7 +187,7 @@ class Survey:
         self._hash = hashlib.sha256()
 
     def add(self, shard: int, kept: pa.Table, as_members: bool, also: Sequence[str] = ()) -> None:
-        """Take in the kept rows of one shard; `as_members`: StoreError for a key that cannot name a member of a tar.
+        """Take in the kept rows of one shard; `as_members`: RecipeError for a key that cannot name a member of a tar.
 
         `also`: columns that are not exported and yet decide what is.
         """
@@ -238,9 +238,9 @@ def _check_keys(shard: int, keys: pa.ChunkedArray) -> None:
     named = pc.and_(pc.match_substring_regex(keys, _KEY), pc.less_equal(pc.binary_length(keys), 90))
     if keys.null_count or pc.all(named).as_py() is False:
         bad = [k for k, is_good in zip(keys.to_pylist(), named.to_pylist(), strict=True) if not is_good][:1]
-        raise StoreError(
-            f"shard {shard:05d} has a sample whose key {bad[0]!r} cannot name a file in a tar; expected 1 to 90 bytes, "
-            "with no dots but in folders' names, and no spaces; export to format parquet instead"
+        raise RecipeError(
+            f"export: shard {shard:05d} has a sample whose key {bad[0]!r} cannot name a file in a tar; expected 1 to "
+            "90 bytes, with no dots but in folders' names, and no spaces; set export.format to parquet"
         )
 
 

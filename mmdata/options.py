@@ -5,9 +5,10 @@ The planner treats a marked option by its kind: a column enters an identity as w
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 __all__ = [
     "ColumnName",
@@ -16,6 +17,7 @@ __all__ = [
     "NoOptions",
     "Options",
     "OrderBy",
+    "Written",
     "column_options",
     "dataset_options",
     "file_options",
@@ -23,10 +25,45 @@ __all__ = [
 ]
 
 
-class Options(BaseModel):
-    """Base of every operator's options: frozen, unknown names refused, each field with a description."""
+class Written(BaseModel):
+    """What a user writes: frozen, unknown names refused, and neither is `true` a number nor `"yes"` or 1 a truth."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        _check_truths(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
+
+
+class Options(Written):
+    """Base of every operator's options: as `Written`, each field with a description."""
+
+
+def _check_truths(value: Any, annotation: Any) -> None:
+    kinds = _alternatives(annotation)
+    if isinstance(value, bool):
+        if bool not in kinds and any(kind in kinds for kind in (int, float)):
+            raise ValueError("expected a number")
+    elif isinstance(value, list | tuple):
+        for kind in kinds:
+            inner = get_args(kind)
+            if get_origin(kind) in (list, tuple) and (len(inner) == 1 or inner[1:] == (...,)):
+                for one in value:
+                    _check_truths(one, inner[0])
+    elif value is not None and set(kinds) <= {bool, type(None)}:
+        raise ValueError("expected true or false")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types a value may have: the members of a union, of `Literal` the types of its values."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
+    return [type(value) for value in get_args(annotation)] if origin is Literal else [annotation]
 
 
 class NoOptions(Options):

@@ -164,8 +164,8 @@ def _plan_operator(
     options = _bind_options(where, operator, step, recipe.seed)
     try:
         contract = registry.contract(operator, options)
-    except SourceError as error:
-        raise SourceError(f"{where}: {error}") from None
+    except (RecipeError, SourceError) as error:
+        raise type(error)(f"{where}: {error}") from None
     if require_packages:
         _require_modules(where, contract)
         contract = with_fingerprints(where, contract)

@@ -28,9 +28,10 @@ from mmdata import operator_files, registry
 from mmdata.block_lists import BlockOptions
 from mmdata.errors import RecipeError, nearest
 from mmdata.operator_files import OperatorFile
+from mmdata.options import Written
 from mmdata.recipe_yaml import from_yaml
 from mmdata.secret_urls import require_no_credentials
-from mmdata.settings import ExportOptions, FetchOptions
+from mmdata.settings import ExportOptions, FetchOptions, RecipeName
 from mmdata.sources.kinds import KINDS, Source
 
 __all__ = [
@@ -49,12 +50,11 @@ STEP_KEYS = ("as", "on_error", "max_failed", "over")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class OperatorStep(BaseModel):
+class OperatorStep(Written):
     """A stage or group: the operator's name, its options as written, and the keys every step may have."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     operator: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = Field(None, description="`as`: prefix of the step's columns, and its name")
     on_error: Literal["drop", "keep"] = "drop"
     max_failed: float = Field(0.05, ge=0, le=1, description="share of rows that may fail, judged from 200 rows on")
@@ -82,12 +82,11 @@ _OperatorFile = Annotated[
 ]
 
 
-class Recipe(BaseModel):
+class Recipe(Written):
     """A recipe as the user wrote it, with defaults filled in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(pattern=r"\S", description="a short name, used in cards and reports")
-    seed: int = Field(0, description="enters every operator that draws random numbers")
+    name: RecipeName = Field(pattern=r"\S", max_length=200, description="a short name, used in cards and reports")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="enters every operator that draws random numbers")
     dataset: str = Field(pattern=r"\S", description="the dataset folder: made, or resumed")
     source: Source | tuple[Source, ...] = Field(description="where the rows come from; a list grows by appending to it")
     fetch: FetchOptions = Field(default_factory=FetchOptions, description="how media is fetched and stored")

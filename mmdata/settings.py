@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mmdata.stage import Options
 
-__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "MixOptions", "parse_size"]
+__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "MixOptions", "RecipeName", "parse_size"]
 
 DEFAULT_SHARD_ROWS = 10_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -29,6 +30,13 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def _plain_name(name: str) -> str:
+    if "#" in name or any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+        raise ValueError("it names the selection, as in DATASET#NAME: expected one line of text without '#'")
+    return name
+
+
+RecipeName = Annotated[str, AfterValidator(_plain_name)]  # selections are called like their recipes
 Interpolation = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
 
 

@@ -9,6 +9,7 @@ after a crash, whole. Local folders, fsspec's `memory://` (one process), S3, Goo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,7 @@ from mmdata.column_files import (
     write_column_file,
     write_parquet,
 )
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.object_store import ObjectStore, Unfinished, bucket_path, open_objects
 from mmdata.objects.memory import MemoryObjects
 from mmdata.range_file import ObjectFiles, RangeFile
@@ -66,7 +67,8 @@ class Store:
     `url` is absolute for local folders and never holds credentials, `root` is the folder's path in its store, `fs` the
     fsspec filesystem DuckDB reads it through. `is_local`: a plain folder; `is_shared`: several processes may use it.
     Names are relative POSIX paths such as `rows/00000.g0.parquet`. Pickles as its URL. Methods raise StoreError for
-    what the operator must mend: a file missing or torn, a full disk, a store that does not answer or refuses.
+    what the operator must mend: a file missing or torn, a full disk, a store that does not answer or refuses;
+    RecipeError when an object store takes no credentials or has no such bucket at the first contact.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,6 +89,7 @@ class Store:
             host, _, path = self.root.partition("/")
             account = f"@{self._account}" if self._account else ""
             self.url = f"{self._remote}://{host}{account}/{path}".rstrip("/")
+        self._met = not self._remote  # from then on what goes wrong is the operator's, not the recipe's
         remote = open_objects(self._remote, self._account) if self._remote else None
         self.fs: Any = fsspec.filesystem(protocol) if remote is None else ObjectFiles(remote)
 
@@ -94,8 +97,8 @@ class Store:
     def _objects(self) -> ObjectStore | MemoryObjects:
         return open_objects(self._remote, self._account) if self._remote else MemoryObjects()
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.url,)
+    def __reduce__(self) -> tuple[type[Store], tuple[str], dict[str, bool]]:
+        return Store, (self.url,), {"_met": True}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -375,15 +378,17 @@ class Store:
 
     @contextlib.contextmanager
     def _explained(self, name: str, size: int, verb: str = "write") -> Iterator[None]:
-        """Turns an OSError into a StoreError that says what to do; a missing file stays FileNotFoundError."""
+        """Turns an OSError into a StoreError, or a RecipeError, that says what to do; a missing file stays as it is."""
         try:
             yield
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise StoreError(
+            no_way_in = not self._met and error.errno in (errno.EINVAL, errno.ENXIO)  # credentials, bucket
+            raise (RecipeError if no_way_in else StoreError)(
                 f"cannot {verb} {name} in {self.url}: {local_disk.what_to_do(error, size, self.root)}"
             ) from error
+        self._met |= verb != "read"  # absent files are not told from absent buckets
 
 
 def _open_parquet(source: Any, where: str) -> pq.ParquetFile:

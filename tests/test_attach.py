@@ -225,6 +225,9 @@ WRONG: list[tuple[Any, type[MmdataError], str]] = [
     ({"attach": {"path": "s.csv", "columns": ["a"], "of": "x"}}, RecipeError, "no option is called 'of'"),
     ({"attach": {"path": "s.csv", "columns": {"caption": "a"}}}, RecipeError, "'caption' is already made by the base"),
     ({"attach": {"path": "s.csv", "columns": ["a"]}}, SourceError, r"step 1 \(attach\): s.csv: 1 values of uid stand"),
+    ({"attach": {"path": "none.csv", "columns": ["a"]}}, SourceError, r"step 1 \(attach\): none.csv has no row with a"),
+    ({"attach": {"path": "nokey.csv", "columns": ["a"]}}, SourceError, "nokey.csv has no row with a uid, so nothing"),
+    ({"attach": {"path": "s.csv", "columns": ["a"], "ids": "i"}}, RecipeError, r"^step 1 \(attach\): `ids` names the"),
     ({"keep_list": {"path": "s.csv", "on_error": "keep"}}, RecipeError, "is a filter, which fails no row"),
     ({"keep_list": {"path": "s.csv", "column": "b"}}, SourceError, "has no column 'b'"),
     ({"filter": {"f": "a > 1"}}, RecipeError, "column 'a', which step attach makes only later|a"),
@@ -237,6 +240,8 @@ def test_wrong_files_are_told_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("s.csv").write_text("uid,a\nx,1\nx,2\n")
+    Path("none.csv").write_text("uid,a\n")
+    Path("nokey.csv").write_text("uid,a\n,1\n")
     steps = [step] if "filter" not in step else [step, {"attach": {"path": "s.csv", "columns": ["a"]}}]
     with pytest.raises(error, match=message):
         mmdata.run({**synthetic_recipe(tmp_path, [1, 2]), "steps": steps}, runner="inline")

@@ -198,6 +198,8 @@ def test_other_lists_are_for_new_shards_only_and_it_is_said(server: BadServer, t
         ("domains", "good.example\nbad domain\n", r"block.domains: .* no domains \('bad domain'\)"),
         ("sha256", "abc\n", r"block.sha256: .* no 64 hex digits \('abc'\)"),
         ("phash", "1234\n", r"block.phash: .* no phash .* such as '1234'"),
+        *((kind, "\n", rf"block.{kind}: .* is empty, so it blocks nothing") for kind in ("urls", "sha256", "phash")),
+        ("domains", "", r"block.domains: .* is empty, so it blocks nothing"),
     ],
 )
 def test_a_list_of_something_else_is_refused_before_anything_is_written(

@@ -366,14 +366,14 @@ def test_media_cut_short_stops_the_export_and_leaves_nothing(rows: kept_rows.Kep
 @pytest.mark.parametrize("key", ["a.b", "/a", "../a", "a/.b/c", "a/", "", "x" * 91, "a b"])
 def test_keys_that_cannot_name_a_member_are_refused(tmp_path: Path, key: str) -> None:
     rows = kept_rows.dataset(tmp_path / "dataset", key=lambda n: key if n == 1 else f"{n:07d}")
-    with pytest.raises(StoreError, match="cannot name a file in a tar"):
+    with pytest.raises(RecipeError, match="cannot name a file in a tar"):
         run(rows, tmp_path / "out")
     assert run(rows, tmp_path / "out", format="parquet").rows == 32
 
 
 def test_equal_keys_in_a_shard_are_refused(tmp_path: Path) -> None:
     rows = kept_rows.dataset(tmp_path / "dataset", key=lambda n: "same" if n < 3 else f"{n:07d}")
-    with pytest.raises(StoreError, match="two samples with the same key"):
+    with pytest.raises(RecipeError, match="two samples with the same key"):
         run(rows, tmp_path / "out")
 
 

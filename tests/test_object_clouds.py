@@ -20,7 +20,7 @@ from faulty_proxy import FaultyProxy
 from s3 import in_environment
 
 from mmdata import object_store
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.store import Store
 
 # Azure's client hands its blocks to aiohttp as plain bytes, and aiohttp remarks on it.
@@ -175,7 +175,7 @@ def test_duckdb_and_parquet(store: Store, tmp_path: Path) -> None:
 
 def test_a_bucket_that_is_not_there(kind: str, proxy: FaultyProxy) -> None:
     if kind == "gs":
-        with pytest.raises(StoreError, match="there is no bucket nowhere-here"):
+        with pytest.raises(RecipeError, match="there is no bucket nowhere-here"):
             Store("gs://nowhere-here/pets").entries("")
     else:
         assert Store("abfs://nowhere-here/pets").entries("") == [], "the stand-in has every container"

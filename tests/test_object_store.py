@@ -20,7 +20,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from s3 import ENVIRONMENT, S3Server, in_environment, running_s3
 
-from mmdata import object_store
+from mmdata import cli, object_store
 from mmdata.errors import MissingExtra, RecipeError, StoreError
 from mmdata.store import Store
 
@@ -336,15 +336,21 @@ def test_a_missing_package_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_wrong_at_the_server_is_one_sentence(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with in_environment(server.environment()):
-        with pytest.raises(StoreError, match="there is no bucket nowhere-here"):
+        with pytest.raises(RecipeError, match="there is no bucket nowhere-here"):
             Store("s3://nowhere-here/pets").replace("dataset.json", b"{}", None)
+        sent = pickle.loads(pickle.dumps(Store("s3://nowhere-here/pets")))  # a run is on: no more the recipe's fault
+        with pytest.raises(StoreError, match="there is no bucket nowhere-here"):
+            sent.entries("")
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["show", "s3://nowhere-here/pets"])
+        assert exit_.value.code == 2
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(StoreError, match="no S3 credentials are set"):
+    with pytest.raises(RecipeError, match="no S3 credentials are set"):
         Store("s3://nowhere-here/pets").read_if_there("dataset.json")
 
 

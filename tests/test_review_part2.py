@@ -188,3 +188,47 @@ def test_a_later_file_without_pictures_is_told_before_anything_is_written(tmp_pa
     with pytest.raises(SourceError, match=r"1\.parquet has no column that holds bytes"):
         adopted(tmp_path / "ds", {"kind": "parquet", "path": str(folder)})
     assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a\nb", "a\0b", "a\u2028b", "x" * 201])
+def test_a_name_that_cannot_address_a_selection_is_refused(name: str) -> None:
+    document = {"name": name, "dataset": "d", "source": {"kind": "images", "path": "photos"}}
+    with pytest.raises(RecipeError, match=r"^recipe: name: ") as told:
+        recipes.parse(document)
+    assert "\n" not in str(told.value)
+    assert recipes.parse({**document, "name": "写真 é/2"}).name == "写真 é/2"
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63, True, "x"])
+def test_a_seed_has_bounds(seed: Any) -> None:
+    document = {"name": "x", "dataset": "d", "source": {"kind": "images", "path": "photos"}}
+    with pytest.raises(RecipeError, match=r"^recipe: seed: "):
+        recipes.parse({**document, "seed": seed})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"block": {"phash": {"path": "p", "max_distance": True}}}, r"block\.phash\.max_distance: expected a number"),
+        ({"fetch": {"max_aspect_ratio": True}}, r"fetch\.max_aspect_ratio: expected a number, got True"),
+        ({"fetch": {"allow_private": "yes"}}, r"fetch\.allow_private: expected true or false, got 'yes'"),
+        ({"fetch": {"allow_private": 1}}, r"fetch\.allow_private: expected true or false, got 1"),
+        ({"export": {"path": "o", "shard_size": True}}, r"export\.shard_size: expected a number, got True"),
+        ({"steps": [{"probe_image": {"max_failed": True}}]}, r"step 1 \(probe_image\): max_failed: expected a number"),
+    ],
+)
+def test_a_truth_is_no_number_and_a_word_no_truth(changes: dict[str, Any], told: str) -> None:
+    document = {"name": "x", "dataset": "d", "source": {"kind": "images", "path": "photos"}}
+    with pytest.raises(RecipeError, match=told):
+        recipes.parse({**document, **changes})
+
+
+def test_readers_tell_wrong_arguments_in_one_sentence(tmp_path: Path) -> None:
+    ds = adopted(tmp_path / "ds", {"kind": "images", "path": str(folder_of(tmp_path / "in"))})
+    for arguments in ({"seed": "a"}, {"seed": 1.5}, {"epoch": True}, {"rank": "0", "world": 1}, {"threads": None}):
+        with pytest.raises(RecipeError, match=r"^to_torch: \w+=.*: expected a whole number$"):
+            ds.to_torch(**arguments)
+    for reader in (ds.to_datasets, ds.to_arrow):
+        with pytest.raises(RecipeError, match="'key' is named twice"):
+            reader(["key", "key"])
+    assert ds.to_datasets(["key"]).column_names[0] == "key"

@@ -1,7 +1,7 @@
 """DataComp's subset file: `subset.npy`, the uids of the kept rows as `u8,u8`, sorted, each once; no media is written.
 
 A uid of 32 hex digits is two numbers: the first 16 digits and the last 16 (DataComp, baselines/apply_filter.py, and
-what its resharder reads). DuckDB sorts, out of core. StoreError for a uid that is not 32 hex digits.
+what its resharder reads). DuckDB sorts, out of core. RecipeError for a uid that is not 32 hex digits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError
 from mmdata.export_plan import Plan
 from mmdata.exporters.shape import Format
 
@@ -67,8 +67,9 @@ def write_subset(uids: Iterator[pa.ChunkedArray], path: Path, scratch: Path) -> 
             "SELECT uid FROM uids WHERE uid IS NULL OR NOT regexp_full_match(uid, '[0-9a-f]{32}') LIMIT 1"
         ).fetchall()
         if bad:
-            raise StoreError(
-                f"a kept row has the uid {bad[0][0]!r}; DataComp's subset files hold uids of 32 hex digits only"
+            raise RecipeError(
+                f"export: a kept row has the uid {bad[0][0]!r}; DataComp's subset files hold uids of 32 hex "
+                "digits only; set export.format to parquet"
             )
         [(count,)] = connection.execute("SELECT count(DISTINCT uid) FROM uids").fetchall()
         sorted_uids: Any = connection.sql("SELECT DISTINCT uid FROM uids ORDER BY uid").to_arrow_reader(_READ)

@@ -4,7 +4,7 @@ Beside each tar `00000.tar.idx` (offset of each sample, uint64 little-endian, an
 `.info.json` (samples of each tar), `split.yaml` (all in train), `dataset.yaml` (sample type and which member is what),
 `index.sqlite` (every sample and member with offset and size), `index.uuid` (from the export's identity). So no second
 pass over the tars is needed. Source: megatron-energon 7.4.1, flavors/webdataset: prepare.py, indexing.py, itar.py.
-StoreError when two samples of the export have one key: Energon finds samples by it.
+RecipeError when two samples of the export have one key: Energon finds samples by it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError
 from mmdata.export_plan import Plan
 from mmdata.exporters.shape import Chunk, sync
 from mmdata.exporters.webdataset import WebDataset
@@ -106,9 +106,9 @@ class Energon(WebDataset):
                     database.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", samples)
                     database.executemany("INSERT INTO sample_parts VALUES (?, ?, ?, ?, ?)", parts)
             except sqlite3.IntegrityError:
-                raise StoreError(
-                    "two samples of the export have the same key, and Energon finds samples by their keys; "
-                    "export to format webdataset instead"
+                raise RecipeError(
+                    "export: two samples of the export have the same key, and Energon finds samples by their keys; "
+                    "set export.format to webdataset"
                 ) from None
             database.executescript(_INDEXES)
         database.close()

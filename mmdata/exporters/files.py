@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from mmdata.errors import RecipeError
 from mmdata.exporters.shape import Chunk, Format, RowGroups, stats_text, sync
 from mmdata.exporters.webdataset import json_texts
 
@@ -29,6 +30,26 @@ class PlainFiles(Format):
     def files(self, shard: int, shards: int) -> tuple[str, ...]:
         """Folder, Parquet, statistics."""
         return f"{shard:05d}/", f"{shard:05d}.parquet", f"{shard:05d}_stats.json"
+
+    def require_names(self, shard: int, keys: Mapping[str, str | None]) -> None:
+        """On a disk no folder, such as that of the key `x.jpg/y`, has the name of a file, such as that of `x`."""
+        for key in (k for k in keys if "." in k):  # keys have dots in their folders' names only
+            for folder in PurePosixPath(key).parents:
+                stem, _, extension = folder.name.partition(".")
+                other = str(folder.with_name(stem)) if stem else ""
+                if other in keys and extension in self._extensions(keys[other]):
+                    raise RecipeError(
+                        f"export: in shard {shard:05d} of the export {folder} would be a file of the sample {other!r} "
+                        f"and the folder of the sample {key!r}; set export.format to parquet"
+                    )
+
+    def _extensions(self, image: str | None) -> set[str]:
+        """Those of a sample's files; `image` as the dataset has it."""
+        return (
+            {"json"}
+            | ({"txt"} if self.shape.has_text else set())
+            | ({_image(image)} if self.shape.with_media else set())
+        )
 
     def sizes(self, table: pa.Table, image_sizes: Sequence[int]) -> list[int]:
         """Bytes of the files of each sample."""
@@ -49,7 +70,7 @@ class PlainFiles(Format):
                 for row, text in enumerate(json_texts(chunk.table, self.shape.json_names)):
                     media = chunk.media(row)
                     if media is not None:
-                        _write(inside / f"{keys[row]}.{'jpg' if media[0] == 'jpeg' else media[0]}", media[1])
+                        _write(inside / f"{keys[row]}.{_image(media[0])}", media[1])
                     if self.shape.has_text:
                         _write(inside / f"{keys[row]}.txt", (captions[row] or "").encode())
                     _write(inside / f"{keys[row]}.json", text)
@@ -72,6 +93,10 @@ class PlainFiles(Format):
             'captions = {p.stem: p.read_text() for p in sorted(Path().glob("*/*.txt"))}\n```\n\n'
             "```sql\nSELECT key, caption FROM '*.parquet' LIMIT 5;  -- DuckDB; the same samples\n```\n"
         )
+
+
+def _image(extension: str | None) -> str:
+    return "jpg" if extension == "jpeg" else extension or "bin"
 
 
 def _write(path: Path, data: bytes) -> None:

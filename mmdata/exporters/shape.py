@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +62,6 @@ class Format:
     same_members: ClassVar[bool] = False  # every sample has an image, or none has
     json_nulls: ClassVar[bool] = False  # the .json holds every column, NULLs too
     keys_name_files: ClassVar[bool] = False
-    unique_keys: ClassVar[bool] = False  # over the whole export, not only in a shard
     is_sharded: ClassVar[bool] = True
     end_bytes: ClassVar[int] = 0  # of a shard, beside its samples
     default_bytes: ClassVar[int | None] = None  # of a shard, when no limit is given
@@ -84,6 +83,9 @@ class Format:
     def is_data(self, name: str) -> bool:
         """Whether one of `files` is data that stays the same, neither statistics nor a note for `finish`."""
         return not name.endswith("_stats.json")
+
+    def require_names(self, shard: int, keys: Mapping[str, str | None]) -> None:
+        """RecipeError for samples of one shard, given as key → extension of the image, whose files would collide."""
 
     def sizes(self, table: pa.Table, image_sizes: Sequence[int]) -> list[int]:
         """The bytes each sample takes in its shard; `image_sizes`: bytes of the images, 0 = none."""

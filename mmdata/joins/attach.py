@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from mmdata.errors import SourceError
 from mmdata.joins.given import Given, open_given
 from mmdata.joins.given_rows import GivenRows
 from mmdata.joins.keys import JoinColumn, KeyIndex, keys_of
@@ -105,8 +106,10 @@ class Attach(Lookup[AttachOptions]):
 
     @classmethod
     def check(cls, options: AttachOptions, folder: Path) -> None:
-        """Read every key: SourceError for one that stands in several rows, and for arrays of another length."""
-        options.given().index(folder, options.duplicates)
+        """Read every key: SourceError for one in several rows, none at all, and arrays of another length."""
+        given = options.given()
+        if not len(given.index(folder, options.duplicates)):
+            raise SourceError(f"{options.path} has no row with a {given.key or options.on}, so nothing can be attached")
 
     def open(self, folder: Path) -> None:
         """Index the keys, and make the values readable by row."""

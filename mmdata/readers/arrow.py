@@ -1,7 +1,7 @@
 """`Dataset.to_arrow`: the kept samples as Arrow record batches, a shard at a time.
 
 In: a dataset, the columns, whether media comes along. Out: a `pyarrow.RecordBatchReader` in row order. RecipeError: a
-column is not there. StoreError: a shard has other columns than the first one.
+column is not there, or named twice. StoreError: a shard has other columns than the first one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmdata.columns import base_schema
-from mmdata.errors import StoreError
+from mmdata.errors import RecipeError, StoreError
 from mmdata.readers.samples import require_columns
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def arrow_samples(dataset: Dataset, columns: Sequence[str] | None, media: bool) 
     """See the top of this file."""
     if columns is not None:
         require_columns(dataset, columns)
+        twice = [name for place, name in enumerate(columns) if name in columns[:place]]
+        if twice:
+            raise RecipeError(f"columns={list(columns)!r}: {twice[0]!r} is named twice; name each column once")
     shards = dataset.shards()
     schema = kept_columns(dataset, shards[0], columns).schema if shards else base_schema()
     if media:

@@ -2,7 +2,7 @@
 
 In: a dataset, the columns, whether there is a column `image`. Out: a `datasets.Dataset` whose pictures are paths of the
 file system `mmdata-media` (see `media_files`), or a stream that reads shard by shard. Nothing of the media is copied.
-RecipeError: a column is not there.
+RecipeError: a column is not there, or named twice.
 """
 
 from __future__ import annotations

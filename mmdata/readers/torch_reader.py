@@ -49,6 +49,10 @@ def torch_samples(
     ):
         if value not in allowed:
             raise RecipeError(f"to_torch: {name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
+    whole = {"seed": seed, "epoch": epoch, "buffer": buffer, "threads": threads, "rank": rank, "world": world}
+    for name, number in whole.items():
+        if not isinstance(number, int | None if name in ("rank", "world") else int) or isinstance(number, bool):
+            raise RecipeError(f"to_torch: {name}={number!r}: expected a whole number")
     if buffer < 1 or threads < 1 or epoch < 0 or seed < 0:
         raise RecipeError("to_torch: buffer and threads must be at least 1, seed and epoch at least 0")
     if (rank is None) != (world is None) or (rank is not None and world is not None and not 0 <= rank < world):

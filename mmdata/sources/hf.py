@@ -8,9 +8,11 @@ SourceError: no such dataset or split, a Hub id without a commit, a dataset with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import fsspec
@@ -24,6 +26,8 @@ from mmdata.sources.tables import TableSource
 __all__ = ["HfSource"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CURE = "see that id, commit and network are right, and that HF_TOKEN may read it if it is private"
+_LIBRARIES = ("datasets", "httpx", "huggingface_hub", "yaml")
 
 
 class HfSource(TableSource):
@@ -57,40 +61,77 @@ class HfSource(TableSource):
         return self._streamed() if self.streaming else self._cached()
 
     def folders(self) -> list[str]:
-        """The dataset's folder and the library's cache: where cells may refer to files."""
+        """The dataset's folder, the library's cache and that of the hub's files: where cells may refer to files."""
         datasets = _datasets()
-        return [
-            p
-            for p in (absolute(self.path), str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.HF_CACHE_HOME))
-            if os.path.isdir(p)
-        ]
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        caches = (str(datasets.config.HF_DATASETS_CACHE), str(HF_HUB_CACHE))
+        return [p for p in (absolute(self.path), *caches) if os.path.isdir(p)]
 
     def fingerprint(self) -> str:
         """The commit of a Hub id; for a folder the names, sizes and times of change of its files."""
-        if not os.path.isdir(absolute(self.path)):
+        if self._is_far():
             return fingerprint_of([], self.path, str(self.revision), str(self.config), self.split)
         return fingerprint_of(self.places())
 
     def _arguments(self) -> dict[str, Any]:
-        where = absolute(self.path) if os.path.isdir(absolute(self.path)) else self.path
+        where = self.path if self._is_far() else absolute(self.path)
         return {"path": where, "name": self.config, "revision": self.revision}
+
+    def _builder(self) -> Any:
+        """The library's reader of the dataset; SourceError where there is none, or only that of another commit."""
+        datasets = _datasets()
+        said = datasets.logging.get_verbosity()
+        datasets.logging.set_verbosity_error()  # the fallback below is told by an error, or needs no word
+        try:
+            with self._loading():
+                builder = datasets.load_dataset_builder(**self._arguments())
+        finally:
+            datasets.logging.set_verbosity(said)
+        # Where the hub does not answer, the library falls back on what it cached last, of any commit or configuration.
+        if self._is_far() and builder.hash != self.revision:
+            raise SourceError(
+                f"cannot load {self.path}: the hub did not give it, and the cache has it at commit {builder.hash}, not "
+                f"at {self.revision} (source.revision); {_CURE}"
+            )
+        is_fallback = type(builder).__module__.startswith("datasets.packaged_modules.cache")
+        if is_fallback and self.config is None and builder.config.name != "default":
+            raise SourceError(
+                f"cannot load {self.path}: the hub did not say which configuration is its default, and the cache has "
+                f"{builder.config.name!r}; name one with source.config"
+            )
+        return builder
+
+    def _is_far(self) -> bool:
+        return not os.path.isdir(absolute(self.path))
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """What the library, the hub's client or its HTTP raises becomes a SourceError."""
+        try:
+            yield
+        except Exception as error:
+            known = isinstance(error, OSError | ValueError | RuntimeError)
+            if not known and type(error).__module__.partition(".")[0] not in _LIBRARIES:
+                raise
+            said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+            cure = f"; {_CURE}" if self._is_far() else ""
+            raise SourceError(f"cannot load {self.path}: {said}{cure}") from error
 
     def _cached(self) -> list[Place]:
         """The Arrow files into which the library wrote the dataset."""
-        datasets = _datasets()
-        try:
-            found = datasets.load_dataset(**self._arguments(), split=self.split)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise SourceError(f"cannot load {self.path}: {' '.join(str(error).split())[:300]}") from error
+        builder = self._builder()
+        with self._loading():
+            builder.download_and_prepare()
+            found = builder.as_dataset(split=self.split)
         return _arrow_places([f["filename"] for f in found.cache_files], self.path)
 
     def _streamed(self) -> list[Place]:
-        datasets = _datasets()
-        try:
-            builder = datasets.load_dataset_builder(**self._arguments())
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise SourceError(f"cannot load {self.path}: {' '.join(str(error).split())[:300]}") from error
+        """The dataset's own Parquet files, in the library's order."""
+        builder = self._builder()
         files = dict(builder.config.data_files or {})
+        if not files:
+            raise SourceError(f"cannot load {self.path}: the hub did not say which files it has; {_CURE}")
         if self.split not in files:
             raise SourceError(f"{self.path} has no split {self.split!r} (source.split){nearest(self.split, files)}")
         if any(not str(f).endswith(".parquet") for f in files[self.split]):

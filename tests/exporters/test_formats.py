@@ -25,7 +25,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmdata.errors import MissingExtra, StoreError
+from mmdata.errors import MissingExtra, RecipeError, StoreError
 from mmdata.export import ExportOptions, export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,7 +232,7 @@ def test_datacomp_subset(tmp_path: Path) -> None:
 
 def test_a_uid_that_is_no_number_is_told(tmp_path: Path) -> None:
     rows = kept_rows.dataset(tmp_path / "dataset", uid=lambda n: "row-1" if n == 1 else f"{n:032x}")
-    with pytest.raises(StoreError, match="uid 'row-1'"):
+    with pytest.raises(RecipeError, match="uid 'row-1'"):
         run(rows, tmp_path / "out", format="datacomp")
 
 
@@ -355,8 +355,21 @@ def test_energon_refuses_one_key_twice(tmp_path: Path) -> None:
     """In different shards, which no other format minds."""
     rows = kept_rows.dataset(tmp_path / "dataset", key=lambda n: f"{n % 24:07d}")
     assert run(rows, tmp_path / "tars").exists()
-    with pytest.raises(StoreError, match="two samples of the export have the same key"):
+    with pytest.raises(RecipeError, match="two samples of the export have the same key"):
         run(rows, tmp_path / "out", format="energon")
+
+
+@pytest.mark.parametrize(("folder", "is_refused"), [("x.jpg", True), ("x.json/deep", True), ("x.png", False)])
+def test_a_file_and_a_folder_of_one_name_are_refused(tmp_path: Path, folder: str, is_refused: bool) -> None:
+    rows = kept_rows.dataset(tmp_path / "dataset", key=lambda n: {1: "x", 2: f"{folder}/y"}.get(n, f"{n:07d}"))
+    if is_refused:
+        clash = rf"{folder.split('/')[0]} would be a file of the sample 'x' and the folder of the sample '{folder}/y'"
+        with pytest.raises(RecipeError, match=clash):
+            run(rows, tmp_path / "out", format="files")
+        assert not (tmp_path / "out").exists()
+    else:
+        out = run(rows, tmp_path / "out", format="files")
+        assert sorted(p.suffix for p in out.glob(f"*/{folder}/y.*")) == [".jpg", ".json", ".txt"]
 
 
 @pytest.mark.parametrize(

