@@ -25,6 +25,7 @@ from mmdata.older_rows import require_older
 from mmdata.plan import Plan, plan_recipe
 from mmdata.publish import Target
 from mmdata.recipe import Recipe
+from mmdata.settings import FetchOptions
 from mmdata.source_entries import all_columns, look_at, require_rows, require_same_sources, source_warnings
 from mmdata.store import Store
 
@@ -135,8 +136,9 @@ def _require_same(recipe: Recipe, store: Store, found: DatasetDocument, describe
     """An existing dataset is edited by its steps and grows by sources; another source or fetch would make another."""
     cure = f"name another dataset folder, or remove {store.url} to build it anew"
     require_same_sources(recipe, store.url, found.sources, described, cure)
-    fetch = recipe.fetch.model_dump(mode="json")
+    fetch, usual = recipe.fetch.model_dump(mode="json"), FetchOptions().model_dump(mode="json")
     for name in sorted({*found.fetch, *fetch} - recipe.fetch.OPERATIONAL):
-        if found.fetch.get(name) != fetch.get(name):
-            was, is_now = found.fetch.get(name), fetch.get(name)
+        # What a dataset of an older version does not mention was as it is by default now.
+        was, is_now = found.fetch.get(name, usual.get(name)), fetch.get(name)
+        if was != is_now:
             raise RecipeError(f"dataset {store.url} was made with fetch.{name}: {was!r}, not {is_now!r}; {cure}")

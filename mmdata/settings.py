@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mmdata.stage import Options
 
-__all__ = ["ExportOptions", "FetchOptions", "Interpolation", "MixOptions", "RecipeName", "parse_size"]
+__all__ = ["ExportOptions", "FetchOptions", "HostLimit", "Interpolation", "MixOptions", "RecipeName", "parse_size"]
 
 DEFAULT_SHARD_ROWS = 10_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -40,6 +40,13 @@ RecipeName = Annotated[str, AfterValidator(_plain_name)]  # selections are calle
 Interpolation = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
 
 
+class HostLimit(Options):
+    """What one host allows; null = no bound."""
+
+    connections: int | None = Field(4, ge=1, description="connections at once")
+    per_s: float | None = Field(10.0, gt=0, allow_inf_nan=False, description="requests/s")
+
+
 class FetchOptions(Options):
     """How a list's media is fetched, checked and stored; names and meanings are img2dataset's where it has them.
 
@@ -48,9 +55,16 @@ class FetchOptions(Options):
     """
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
-        ["timeout_s", "retries", "concurrency", "per_host", "bytes_in_flight", "user_agent", "decode_threads"]
+        "timeout_s retries concurrency bytes_in_flight user_agent decode_threads min_bytes_per_s per_host per_host_rate "
+        "host_limits host_failures host_cooldown_s defer_after_s resolve".split()
     )
 
+    media: Literal["image", "audio", "video", "any"] = Field(
+        "image", description="image: checked and resized; audio, video, any: bytes stored as fetched, once told by them"
+    )
+    store: Literal["resized", "original", "both"] = Field(
+        "resized", description="original: bytes as fetched, once they are proved to decode; both: side by side"
+    )
     image_size: int = Field(256, ge=1, le=16_384, description="side in px that resize_mode brings the picture to")
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = Field(
         "keep_ratio", description="keep_ratio: short side; keep_ratio_largest: long side; border: and pad to a square"
@@ -63,27 +77,72 @@ class FetchOptions(Options):
     skip_reencode: bool = Field(False, description="keep the bytes of a picture that needs no change at all")
     disable_all_reencoding: bool = Field(False, description="store bytes as fetched, once they are proved to decode")
     decode: Literal["exact", "fast"] = Field(
-        "exact", description="fast: JPEG at a DCT scale of at least 1.5 times the target before it is shrunk"
+        "fast", description="fast: JPEG at a DCT scale of at least 1.5 times the target before it is shrunk"
+    )
+    animated: Literal["first", "error"] = Field("first", description="of an animation: its first frame, or refused")
+    compute_hash: Literal["md5", "sha512"] | None = Field(None, description="a further hash column beside sha256")
+    verify_hash: tuple[str, Literal["sha256", "md5", "sha512"]] | None = Field(
+        None, description="column of the list with each body's hash in hex, and its kind; others are hash_mismatch"
+    )
+    bbox: str | None = Field(
+        None, description="column of the list with boxes to blur: [left, top, right, bottom] in 0 to 1"
     )
     extract_exif: bool = Field(True, description="keep EXIF tags as JSON in the column exif")
     min_image_size: int = Field(0, ge=0, description="px: a shorter short side is filtered")
     max_image_area: float | None = Field(None, gt=0, description="px: a larger area is filtered; null = no bound")
     max_aspect_ratio: float | None = Field(None, ge=1, description="long by short side: above is filtered")
-    max_pixels: int = Field(2**28 // 3, ge=1, le=2**29 // 3, description="px in the header: above is never decoded")
+    max_pixels: int = Field(2**26, ge=1, le=2**29 // 3, description="px in the header: above is never decoded")
     timeout_s: float = Field(20.0, gt=0, description="deadline of one URL: all attempts, redirects and the body")
     retries: int = Field(0, ge=0, le=20, description="further attempts after connection trouble, 429 and 5xx")
     max_bytes: int = Field(64 << 20, ge=1, description="bytes of one body")
     max_redirects: int = Field(5, ge=0, le=50, description="redirects followed, each one's address checked")
     allow_private: bool = Field(False, description="let URLs lead to private, loopback and link-local addresses")
+    min_bytes_per_s: int = Field(1000, ge=0, description="a body that comes more slowly than this for 5 s is given up")
+    max_header_bytes: int = Field(64 << 10, ge=1024, description="bytes of an answer's headers")
     user_agent: str | None = Field(
         None,
         pattern=r"^[\x20-\x7e]+$",
-        description="User-Agent header, such as 'mmdata/0.1 (+https://example.org/crawl)'; null = mmdata/<version>",
+        description="User-Agent header; name a page or an address to reach you at, such as 'mmdata/0.1 "
+        "(+https://example.org/crawl)'; null = mmdata's own, with the project's page",
     )
-    concurrency: int = Field(64, ge=1, le=10_000, description="URLs in flight at once in one process")
-    per_host: int = Field(16, ge=1, description="URLs of one host in flight at once")
-    bytes_in_flight: int = Field(512 << 20, ge=1 << 20, description="bytes of bodies in memory at once")
-    decode_threads: int | None = Field(None, ge=1, description="threads that decode and encode; null = CPUs")
+    robots: Literal["respect", "ignore"] = Field("respect", description="robots.txt of every host, by our User-Agent")
+    disallowed_header_directives: tuple[str, ...] = Field(
+        ("noai", "noimageai", "noindex", "noimageindex", "noml"),
+        description="directives of X-Robots-Tag by which a row is opted_out; [] = none",
+    )
+    tdm: Literal["respect", "ignore"] = Field("respect", description="the header TDM-Reservation: 1 opts a row out")
+    concurrency: int = Field(256, ge=1, le=10_000, description="most URLs in flight in one worker; it adapts below")
+    per_host: int = Field(4, ge=1, description="connections to one host at once, over all workers of a run")
+    per_host_rate: float | None = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests/s to one host, over all workers of a run; null = no bound",
+    )
+    host_limits: dict[str, HostLimit] = Field({}, description="other allowances for some hosts, by host name")
+    host_failures: int = Field(10, ge=1, description="failures in a row after which a host is left alone for a while")
+    host_cooldown_s: float = Field(60.0, gt=0, description="s that it is left alone, doubled each time, at most 1 h")
+    defer_after_s: float | None = Field(
+        None,
+        ge=0,
+        description="s that a shard waits for hosts that answer, but slowly allow, once all others are done; "
+        "then their rows are deferred; null = as long as it takes",
+    )
+    resolve: dict[str, str] = Field({}, description="host name, or *.suffix → IP address, instead of DNS")
+    bytes_in_flight: int = Field(64 << 20, ge=1 << 20, description="bytes of bodies in memory at once in one worker")
+    decode_threads: int | None = Field(
+        None, ge=1, description="threads that decode and encode; null = this worker's CPUs"
+    )
+    skip_existing: tuple[str, ...] = Field(
+        (), description="datasets whose URLs and bodies (by sha256) are not fetched or stored again: rows are filtered"
+    )
+    backend: Literal["mmdata", "img2dataset"] = Field(
+        "mmdata", description="img2dataset: fetch and resize by that package, for who must reproduce it"
+    )
+    layout: Literal["none", "webdataset", "files", "parquet"] = Field(
+        "none", description="also lay every shard out as img2dataset does, at the top of the dataset folder"
+    )
+    oom_shard_count: int = Field(5, ge=1, le=9, description="digits of the shard number in keys and file names")
     shard_rows: int = Field(10_000, ge=1, le=1 << 24, description="input rows of one shard")
 
     @model_validator(mode="before")
