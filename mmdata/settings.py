@@ -55,8 +55,8 @@ class FetchOptions(Options):
     """
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
-        "timeout_s retries concurrency bytes_in_flight user_agent decode_threads min_bytes_per_s per_host per_host_rate "
-        "host_limits host_failures host_cooldown_s defer_after_s resolve".split()
+        "timeout_s retries concurrency bytes_in_flight user_agent decode_threads min_bytes_per_s per_host "
+        "per_host_rate host_limits host_failures host_cooldown_s defer_after_s resolve".split()
     )
 
     media: Literal["image", "audio", "video", "any"] = Field(
