@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "export_dataset",
     "render_cleaned",
+    "render_hosts",
     "render_selections",
     "render_story",
     "require_format",
@@ -27,6 +28,8 @@ __all__ = [
     "write_relation",
 ]
 
+_QUICK_ROWS = 20_000_000  # of more rows the funnel says how to ask instead
+_KINDS_SHOWN = 3
 _TABLE_ROWS = 100
 _CELL = 60
 _PIPE_COLUMNS = 200  # where nobody's terminal sets a width
@@ -202,6 +205,36 @@ def render_selections(dataset: Dataset, console: Console) -> None:
         when = current.finished.replace("T", " ")[:16]
         line = f"  {name:<{widest}}  {current.kept:,} of {current.rows_in:,} kept ({share}), {when} UTC"
         console.print(Text(line + (f", {marks}" if marks else "")))
+
+
+def render_hosts(dataset: Dataset, console: Console, most: int | None = None) -> None:
+    """Print the hosts with the most failed rows first, then by rows: all of them, or the `most` that lost any.
+
+    With `most` nothing is printed where no host lost a row, and of a very large dataset only how to ask.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if most is not None and sum(dataset.current.row_counts if dataset.current else ()) > _QUICK_ROWS:
+        console.print("hosts: mmdata show DATASET --hosts")
+        return
+    lost = "" if most is None else f"WHERE failed + deferred + opted_out > 0 LIMIT {most}"
+    order = "ORDER BY failed DESC, deferred DESC, opted_out DESC, rows DESC, host"
+    found = dataset.sql(f"SELECT * FROM (SELECT * FROM hosts {order}) {lost}").fetchall()
+    if not found:
+        return
+    box_style = box.ASCII if console.options.ascii_only else box.SIMPLE_HEAD
+    table = Table(box=box_style, pad_edge=False, header_style="bold")
+    table.add_column("host" if most is None else "hosts that lost most", overflow="fold")
+    for name in ("rows", "ok", "failed", "opted out", "deferred", "median ms", "95 % ms", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    for host, *counts, statuses, median, high, size in found:
+        why = ", ".join(f"{kind} {rows:,}" for kind, rows in list((statuses or {}).items())[:_KINDS_SHOWN])
+        times = ("-" if ms is None else f"{ms:,.0f}" for ms in (median, high))
+        table.add_row(Text(host), *(f"{n:,}" for n in counts), *times, f"{size / 1e6:,.1f}", Text(why))
+    console.print(table)
 
 
 def render_cleaned(removed: list[tuple[str, int]], dry_run: bool) -> str:

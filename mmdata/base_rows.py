@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from mmdata.columns import base_schema
+from mmdata.columns import MEDIA_ROLES, base_schema, media_reference
 from mmdata.store import Store
 
 __all__ = ["extra_columns", "read_base", "rows_differ", "with_extras"]
@@ -61,4 +61,8 @@ def with_extras(table: pa.Table, extra: pa.Schema) -> pa.Table:
         return table
     for field in absent:
         table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select([n for n in base_schema(extra).names if n in table.column_names])
+    own = base_schema(extra, ()).names
+    places = {name: place for place, name in enumerate(own)}
+    places |= {c.name: len(own) + 1 for role in MEDIA_ROLES for c in media_reference(role)}
+    # What is neither, a further hash of fetching, stands between them.
+    return table.select(sorted(table.column_names, key=lambda name: places.get(name, len(own))))

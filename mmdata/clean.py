@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from mmdata.computing import sets_being_computed
 from mmdata.coverage_segments import FOLDER, replaced_segments
 from mmdata.errors import StoreError
+from mmdata.host_state import older_host_files
 from mmdata.lease import Lease, ProcessId, lease_holder
 from mmdata.ledger import dataset_document
 from mmdata.local_disk import TEMPORARY
@@ -141,7 +142,7 @@ def unreferenced(
         if name not in named and (is_old or kind == "verdicts" or name.startswith("state/selection-")):
             loose.add(name)
     segments = [n for n in files if n.startswith(f"{FOLDER}/") and n not in loose]
-    loose |= replaced_segments(store, segments)
+    loose |= replaced_segments(store, segments) | older_host_files(store, files)
     stay = [n for n in files if n.startswith("rows/") and _NUMBERED.fullmatch(n) and n not in loose]
     media = _media_named_by_rows(store, stay)
     loose |= {n for n in files if n.startswith("media/") and n not in media}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdata.diff_command import diff_command
+from mmdata.download_command import download_command
 from mmdata.errors import MmdataError, RecipeError
 from mmdata.export_command import export_command
 
@@ -33,7 +34,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="override a value of the recipe, e.g. fetch.timeout_s=5"),
 ]
-Runner = Annotated[str, typer.Option(help="ray, or inline: this process only")]
+Runner = Annotated[str, typer.Option(help="ray; processes: of this machine, without Ray; inline: this process")]
 Workers = Annotated[int | None, typer.Option(min=1, help="CPUs to use; default: all of this machine or cluster")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
 Selection = Annotated[
@@ -151,27 +152,34 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
 def show(
     dataset: Dataset,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the funnel into this SVG file instead")] = None,
+    hosts: Annotated[bool, typer.Option("--hosts", help="what became of the rows of every host instead")] = False,
     selection: Selection = None,
 ) -> None:
     """The funnel: what became of every row.
 
-    Rows in, kept, dropped by reason, failed by reason, and seconds per step; then the selections of the dataset.
+    Rows in, kept, dropped by reason, failed by reason, and seconds per step; then the selections of the dataset, and
+    the hosts that lost most rows.
 
     \b
     Examples:
       mmdata show data/pets
+      mmdata show data/pets --hosts
       mmdata show data/pets --selection pets
       mmdata show data/pets --svg funnel.svg
     """  # noqa: D301  see run
     from mmdata import funnel
-    from mmdata.answers import render_selections
+    from mmdata.answers import render_hosts, render_selections
     from mmdata.dataset import open as open_dataset
 
     ds = open_dataset(dataset, selection)
+    if hosts:
+        render_hosts(ds, _console())
+        return
     found = ds.funnel()
     if svg is None:
         funnel.render(found, _console())
         render_selections(ds, _console())
+        render_hosts(ds, _console(), 10)
     else:
         _write(svg, funnel.svg(found))
         _say(f"drawn: {svg}")
@@ -215,6 +223,8 @@ def why(
     render_story(open_dataset(dataset, selection).why(key), _console())
 
 
+# It reads img2dataset's command line by itself, --help too.
+app.command("download", add_help_option=False, context_settings={"ignore_unknown_options": True})(download_command)
 app.command("export")(export_command)
 app.command("diff")(diff_command)
 
@@ -299,8 +309,12 @@ def _root(
 
 
 def _runner(name: str) -> Any:
-    if name not in ("ray", "inline"):
-        raise RecipeError(f"--runner {name}: expected ray or inline")
+    if name not in ("ray", "processes", "inline"):
+        raise RecipeError(f"--runner {name}: expected ray, processes or inline")
+    if name == "processes":
+        from mmdata import nursery
+
+        nursery.prestart()  # it loads while this process reads the recipe
     return name
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,8 @@ __all__ = [
     "canonical_json",
     "covered_digest",
     "covered_mask",
+    "newest_numbered",
+    "open_parquet",
     "publish_columns",
     "read_footer",
     "shard_name",
@@ -257,3 +259,28 @@ def _merge(earlier: pa.Table, ours: pa.Table, where: str) -> pa.Table | None:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces, as identities are hashed; ValueError on NaN and infinities."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def newest_numbered(names: Iterable[str], folder: str, letter: str, where: str) -> dict[int, tuple[int, str]]:
+    """Shard → (number, `<folder>/<name>`) of its newest file, by number; StoreError for a name that is none of ours."""
+    pattern = re.compile(rf"(\d{{5,}})\.{letter}(\d+)\.parquet")
+    newest: dict[int, tuple[int, str]] = {}
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None:
+            raise StoreError(
+                f"{folder}/{name} of {where} is not a file of mmdata (00000.{letter}0.parquet is); move it away"
+            )
+        shard, number = int(match[1]), int(match[2])
+        if number >= newest.get(shard, (0, ""))[0]:
+            newest[shard] = (number, f"{folder}/{name}")
+    return dict(sorted(newest.items()))
+
+
+def open_parquet(source: Any, where: str) -> pq.ParquetFile:
+    """A Parquet file by path or as a file object; StoreError, which begins with `where`, when it is torn."""
+    try:
+        # For ranges of an object the wanted column chunks are asked for together.
+        return pq.ParquetFile(source, pre_buffer=isinstance(source, pa.PythonFile))
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{where} is not a whole Parquet file: {error}; remove it and run again") from error

@@ -22,15 +22,18 @@ __all__ = [
     "VERDICT_SCHEMA",
     "Column",
     "base_schema",
+    "fetched_roles",
+    "fetched_schema",
     "is_aside",
     "media_reference",
+    "role_of",
     "row_id",
     "vector_rows",
 ]
 
 FORMAT_VERSION = 1
 ROWS_PER_SHARD_BITS = 24  # row_id = shard * 2**24 + index
-MEDIA_ROLES = ("image", "video", "audio")
+MEDIA_ROLES = ("image", "video", "audio", "original")  # original: a picture as fetched, beside the resized one
 
 STATUSES: dict[str, str] = {
     "ok": "the media is stored",
@@ -116,6 +119,31 @@ def base_schema(extra: pa.Schema | None = None, roles: tuple[str, ...] = ("image
     fields += list(extra or [])
     fields += [pa.field(c.name, c.type) for role in roles for c in media_reference(role)]
     return pa.schema(fields)
+
+
+def fetched_roles(media: str, store: str = "resized") -> tuple[str, ...]:
+    """The media roles of base rows fetched with this `fetch.media` and `fetch.store`; image is always among them."""
+    roles = ("image", "video", "audio") if media == "any" else tuple(dict.fromkeys(("image", media)))
+    return (*roles, "original") if store == "both" else roles
+
+
+def fetched_schema(
+    extra: pa.Schema | None, media: str = "image", store: str = "resized", compute_hash: str | None = None
+) -> pa.Schema:
+    """Arrow schema of base rows fetched with these options of `fetch`; a further hash stands after `extra`."""
+    also = [] if compute_hash is None else [pa.field(compute_hash, pa.string())]
+    return base_schema(pa.schema([*(extra or ()), *also]), fetched_roles(media, store))
+
+
+def role_of(media: str, ext: str | None) -> str:
+    """The role of one stored file: that of `fetch.media`, or with `any` what its extension (no dot) says it is."""
+    if media != "any":
+        return media
+    return "video" if ext in _VIDEO else "audio" if ext in _AUDIO else "image"
+
+
+_VIDEO = frozenset("mp4 m4v mov webm mkv avi mpg mpeg ts wmv flv ogv 3gp".split())
+_AUDIO = frozenset("mp3 wav flac ogg oga opus m4a aac aiff aif weba wma amr mid".split())
 
 
 def is_aside(column: pa.Field) -> bool:

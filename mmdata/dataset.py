@@ -249,7 +249,7 @@ def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     overrides: Sequence[str] = (),
-    runner: Literal["ray", "inline"] = "ray",
+    runner: Literal["ray", "processes", "inline"] = "ray",
     workers: int | None = None,
     address: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -258,8 +258,9 @@ def run(
 ) -> Dataset:
     """Run a recipe (a YAML file, a mapping or a `Recipe`) to its end, export included, and open the dataset.
 
-    `overrides` are `--set` assignments. `runner="inline"` stays in this process and gives the same bytes; `address`
-    joins a Ray cluster. The dataset's `report` says what was computed now. Raises MmdataError; the same call resumes.
+    `overrides` are `--set` assignments. `runner="inline"` stays in this process, `"processes"` starts plain processes
+    on this machine, without Ray; all give the same bytes. `address` joins a Ray cluster. The dataset's `report` says
+    what was computed now. Raises MmdataError; the same call resumes.
     """
     from mmdata import recipe as recipes
     from mmdata.driver import RunOptions, execute

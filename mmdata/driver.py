@@ -27,11 +27,12 @@ from mmdata.errors import RecipeError, StoreError
 from mmdata.feed import Feed
 from mmdata.filters import FilterEngine
 from mmdata.group_work import GroupJob
+from mmdata.host_state import HostKeeper
 from mmdata.intake import Intake
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, new_dataset, update_dataset
 from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
-from mmdata.pool import Item
+from mmdata.pool import Item, Runner
 from mmdata.preflight import Proved
 from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
@@ -58,7 +59,7 @@ FLUSH_SHARDS = 1000  # finished shards between two segments of the coverage log
 class RunOptions:
     """How to run, which never changes what comes out."""
 
-    runner: Literal["ray", "inline"] = "ray"
+    runner: Runner = "ray"
     workers: int | None = None
     address: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,7 +88,7 @@ def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Cal
 
     Raises StoreError, BudgetError, ContractError or RetryableError when it must stop; the same command resumes.
     """
-    if options.runner == "ray" and not proved.store.is_shared:
+    if options.runner != "inline" and not proved.store.is_shared:
         raise RecipeError(f"{proved.store.url} lives in this process only; use --runner inline, or a folder on disk")
     driver = _Driver(proved, options, progress)
     return driver.run(finish)
@@ -119,8 +120,9 @@ class _Driver:
     def run(self, finish: Callable[[Current], None]) -> Report:
         """From dataset.json to current.json, and on to what `finish` does."""
         began, started = time.monotonic(), datetime.now(UTC)
-        with Lease.acquire(self.store, self.id) as lease:
-            self.lease = self._feed.lease = lease
+        fetch = self.plan.recipe.fetch
+        with Lease.acquire(self.store, self.id) as lease, HostKeeper(self.store, self.id, fetch) as hosts:
+            self.lease, self._feed.lease, self._feed.desk = lease, lease, hosts.desk
             status = "stopped"
             try:
                 document = self._dataset()

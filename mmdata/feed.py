@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmdata.errors import RecipeError, RetryableError
 from mmdata.lease import Lease
-from mmdata.pool import Finished, InlinePool, Item, Pool, Tick
+from mmdata.pool import Finished, InlinePool, Item, Pool, Runner, Tick
 from mmdata.progress import FetchLine
 from mmdata.repeats import Repeats
 from mmdata.resolve import needs_machine, require_device
 from mmdata.work import PassContext
+
+if TYPE_CHECKING:
+    from mmdata.host_desk import BookDesk
 
 __all__ = ["Feed"]
 
@@ -25,14 +28,16 @@ __all__ = ["Feed"]
 class Feed:
     """The pool of one run. `contexts` is what items name; a context is shared with the workers when first needed.
 
-    `lease` is looked at after every item. `allow_mixed` lets two device classes compute a set.
+    `lease` is looked at after every item. `allow_mixed` lets two device classes compute a set. `desk` keeps what hosts
+    allow, from the first item on; None = every worker keeps that for itself.
     """
 
     lease: Lease
+    desk: BookDesk | None = None
 
     def __init__(
         self,
-        runner: Literal["ray", "inline"],
+        runner: Runner,
         workers: int | None,
         address: str | None,
         device: str,
@@ -50,7 +55,7 @@ class Feed:
     def pool(self) -> Pool:
         """The workers, started now if they were not."""
         if self._pool is None:
-            self._pool = _make_pool(*self._settings, self._line.tell)
+            self._pool = _make_pool(*self._settings, self._line.tell, self.desk)
         return self._pool
 
     @property
@@ -88,6 +93,8 @@ class Feed:
                 return
             finished = self.pool.wait()
             self.lease.require()
+            if finished is None:
+                continue  # a shard only waits for slow hosts now: another may start beside it
             repeat = self._repeats.again(finished)
             if repeat is not None:
                 if isinstance(finished.error, RetryableError):
@@ -119,10 +126,14 @@ class Feed:
 
 
 def _make_pool(
-    runner: Literal["ray", "inline"], workers: int | None, address: str | None, device: str, tick: Tick
+    runner: Runner, workers: int | None, address: str | None, device: str, tick: Tick, desk: BookDesk | None
 ) -> Pool:
     if runner == "inline":
-        return InlinePool(device, tick)
+        return InlinePool(device, tick, desk)
+    if runner == "processes":
+        from mmdata.process_pool import ProcessPool
+
+        return ProcessPool(workers, device, tick, desk)
     from mmdata.ray_pool import RayPool
 
     return RayPool(workers, address, device, tick)

@@ -18,7 +18,7 @@ other change, for a reference that leads nowhere, or for a row that is not there
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,7 +51,7 @@ FETCHED = _REFERENCES | {
 }
 PURGE: Mapping[str, Any] = {"status": "purged"}  # the whole change of a row that is purged
 _KEPT = ("row_id", "key")
-_PLACE = re.compile(r"(image|video|audio)_(path|offset)")
+_PLACE = re.compile(rf"({'|'.join(MEDIA_ROLES)})_(path|offset)")
 
 Row = dict[str, Any]
 Changes = Mapping[int, Mapping[str, Any]]
@@ -81,6 +81,7 @@ def publish_generation(
     changes: Changes | pa.Table,
     base: str | None = None,
     read_media: Callable[[str, int, int], bytes] | None = None,
+    computed: Collection[str] = (),
 ) -> Generation:
     """Change rows of a shard, by index from 0, as its next generation; returns what is the newest then.
 
@@ -88,25 +89,28 @@ def publish_generation(
     that gives a failed row a status speaks of the whole fetch: columns of `FETCHED` it does not name become NULL.
     `base` is the rows file the changes were made from; None = the newest. `read_media(path, offset, size)` reads media
     that lies outside the dataset, needed only to move an ok row's reference there; None = the store's own alone.
-    Nothing is written when no change is left: the same changes twice are one generation.
+    Nothing is written when no change is left: the same changes twice are one generation. `computed`: further columns
+    of this dataset that fetching fills (`fetch.compute_hash`).
     """
+    fetched = FETCHED | set(computed)
     newest = newest_rows(store, shard)
     wanted = _by_index(changes, shard, store)
     read = partial(_read, store, read_media)
     table = store.read_table(base or newest.name)
-    _check(f"{base or newest.name} of {store.url}", table, wanted, read, store)
+    _check(f"{base or newest.name} of {store.url}", table, wanted, read, store, fetched)
     seen = _take(table, wanted)
     while True:
         rows = store.read_table(newest.name)
         now = _take(rows, wanted)
         overtaken = [i for i in wanted if now[i] != seen[i] and not _is_purge(wanted[i])]
-        changed = [i for i in wanted if i not in overtaken and _applied(now[i], wanted[i]) != now[i]]
+        changed = [i for i in wanted if i not in overtaken and _applied(now[i], wanted[i], fetched) != now[i]]
         done = Generation(newest.name, newest.number, tuple(sorted(changed)), tuple(sorted(overtaken)))
         if not changed:
             return done
         name = f"rows/{shard_name(shard)}.g{newest.number + 1}.parquet"
         with store.scratch() as folder:
-            write_parquet(_replaced(rows, {i: _applied(now[i], wanted[i]) for i in changed}), folder / "rows.parquet")
+            after = {i: _applied(now[i], wanted[i], fetched) for i in changed}
+            write_parquet(_replaced(rows, after), folder / "rows.parquet")
             if store.commit(name, folder / "rows.parquet"):
                 return Generation(name, newest.number + 1, done.changed, done.overtaken)
         newest = newest_rows(store, shard)  # the winner made progress, so this ends
@@ -139,10 +143,10 @@ def _is_purge(change: Mapping[str, Any]) -> bool:
     return change.get("status") == "purged"
 
 
-def _applied(row: Row, change: Mapping[str, Any]) -> Row:
+def _applied(row: Row, change: Mapping[str, Any], fetched: Collection[str]) -> Row:
     if _is_purge(change):
         return {name: row[name] if name in _KEPT else change.get(name) for name in row}
-    forgotten = FETCHED if row["status"] != "ok" and "status" in change else ()
+    forgotten = fetched if row["status"] != "ok" and "status" in change else ()
     return {name: change.get(name, None if name in forgotten else value) for name, value in row.items()}
 
 
@@ -175,6 +179,7 @@ def _check(
     wanted: Mapping[int, Mapping[str, Any]],
     read: Callable[[str, int, int], bytes | None],
     store: Store,
+    fetched: Collection[str],
 ) -> None:
     """StoreError for the first change that is not allowed, or that cannot be true."""
     outside = [i for i in wanted if not 0 <= i < len(table)]
@@ -182,9 +187,9 @@ def _check(
         raise StoreError(f"{where} has {len(table)} rows, there is no row {outside[0]} to change")
     there: dict[str, bool] = {}
     for index, row in _take(table, wanted).items():
-        fault = _fault(row, wanted[index], table.schema)
+        fault = _fault(row, wanted[index], table.schema, fetched)
         if fault is None:
-            after = _applied(row, wanted[index])
+            after = _applied(row, wanted[index], fetched)
             fault = _lost_reference(after, store, there) if after["status"] == "ok" else None
             if fault is None and row["status"] == "ok" and after["status"] == "ok":
                 fault = _other_bytes(row, after, read)
@@ -192,7 +197,7 @@ def _check(
             raise StoreError(f"{where}: row {index} (key {row['key']}, status {row['status']}) {fault}")
 
 
-def _fault(row: Row, change: Mapping[str, Any], schema: pa.Schema) -> str | None:
+def _fault(row: Row, change: Mapping[str, Any], schema: pa.Schema, fetched: Collection[str]) -> str | None:
     """What is wrong with the change of one row, by itself."""
     unknown = [name for name in change if name not in schema.names]
     if unknown:
@@ -207,10 +212,10 @@ def _fault(row: Row, change: Mapping[str, Any], schema: pa.Schema) -> str | None
         return f"is to be purged: it keeps row_id and key, and its {told[0]} must become NULL" if told else None
     if row["status"] == "purged":
         return "is purged and stays so"
-    fixed = [name for name in change if name not in FETCHED and change[name] != row[name]]
+    fixed = [name for name in change if name not in fetched and change[name] != row[name]]
     if fixed:
         return f"keeps its {fixed[0]}: a generation changes what fetching found out, nothing else"
-    after = _applied(row, change)
+    after = _applied(row, change, fetched)
     if after["status"] not in STATUSES:
         return f"cannot have the status {after['status']!r}; known: {', '.join(STATUSES)}"
     if row["status"] == "ok":

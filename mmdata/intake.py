@@ -19,7 +19,9 @@ from mmdata.ledger import update_dataset
 from mmdata.pool import Finished, IngestContext, Item
 from mmdata.preflight import Proved
 from mmdata.progress import FetchLine
+from mmdata.shard_layout import complete_layouts
 from mmdata.sources.adopted import AdoptingSource
+from mmdata.sources.urls import GIVEN
 
 __all__ = ["Intake"]
 
@@ -46,7 +48,9 @@ class Intake:
         adopting = source if isinstance(source, AdoptingSource) else None
         own, extra = self._proved.schemas[number], self._proved.extra
         store, fetch, block = self._proved.store, self._recipe.fetch, self._proved.block
-        return IngestContext(store, self._document.id, source.kind, fetch, worker_run, adopting, own, extra, block)
+        earlier = self._proved.earlier if source.is_fetched else None
+        of, captions = self._document.id, source.has_captions
+        return IngestContext(store, of, source.kind, fetch, worker_run, adopting, own, extra, block, earlier, captions)
 
     def items(self, there: Container[int]) -> Iterator[Item]:
         """Shards that are not among those `there`; a source all of whose shards are known to be is not read."""
@@ -77,7 +81,7 @@ class Intake:
                 yield Item("ingest", name, shard, part=part, attempt=self._attempt())
             return
         for shard, table in enumerate(source.tables(rows), first):
-            own = table.select([n for n in ("url", "caption", "uid") if n in table.column_names])
+            own = table.select([n for n in ("url", "caption", "uid", *GIVEN) if n in table.column_names])
             for column, values in with_columns(table, extra).items():
                 own = own.append_column(extra.field(column), values)
             yield Item("ingest", name, shard, own, attempt=self._attempt())
@@ -98,3 +102,4 @@ class Intake:
         for number, (first, count) in self._ranges.items():
             self._document.sources[number] |= {"first_shard": first, "shards": count}
         update_dataset(self._proved.store, self._document)
+        complete_layouts(self._proved.store, self._document.sources, self._recipe.fetch)

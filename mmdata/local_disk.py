@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmdata.errors import StoreError
 
-__all__ = ["LOCK", "TEMPORARY", "entries", "locked", "publish", "put", "what_to_do"]
+__all__ = ["LOCK", "TEMPORARY", "entries", "link", "locked", "publish", "publish_folder", "put", "what_to_do"]
 
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
@@ -47,6 +48,55 @@ def publish(local_file: Path, path: str) -> bool:
     os.unlink(temporary)
     _fsync(folder)
     return published
+
+
+def link(existing: str, path: str) -> bool:
+    """Give a published file the further name `path` if that is free."""
+    try:
+        os.link(existing, path)
+    except FileExistsError:
+        return False
+    _fsync(os.path.dirname(path))
+    return True
+
+
+def publish_folder(files: Iterable[tuple[str, bytes]], path: str) -> bool:
+    """Make the folder `path` of (name, bytes), all on disk or nothing, if nothing is there but an empty folder."""
+    temporary = _temporary(path)
+    os.mkdir(temporary)
+    try:
+        for name, data in files:
+            with open(f"{temporary}/{name}", "xb") as file:
+                file.write(data)
+        _sync_all(temporary)
+        try:
+            os.rename(temporary, path)  # over an empty folder at most
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            shutil.rmtree(temporary)
+            return False
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync(os.path.dirname(path))
+    return True
+
+
+def _sync_all(folder: str) -> None:
+    """Have all files of a new folder on disk: one call for its filesystem, where each of 10,000 would be waited for."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _syncfs is None:
+            os.sync()
+        elif _syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+
+
+_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux; Python has no name for it
 
 
 def put(data: bytes, path: str) -> None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from mmdata import registry
 from mmdata.column_files import canonical_json
-from mmdata.columns import FORMAT_VERSION, base_schema, is_aside
+from mmdata.columns import FORMAT_VERSION, base_schema, fetched_schema, is_aside
 from mmdata.errors import MissingExtra, RecipeError, SourceError, nearest
 from mmdata.filters import check_filter, check_order, renamed
 from mmdata.planned import Input, Pass, Plan, PlannedStep, Resolved
@@ -76,7 +76,7 @@ def plan_recipe(recipe: Recipe, extra: pa.Schema | None = None, require_packages
     Raises RecipeError with the step, the problem and the nearest name; MissingExtra when a step's packages are not
     installed (unless `require_packages` is false, for listings).
     """
-    base = base_schema(extra)
+    base = _base_rows(recipe, extra)
     hidden = [] if any(source.has_captions for source in recipe.sources) else ["caption"]
     names = _Names(base, hidden)
     later = _made_later(recipe)
@@ -94,6 +94,27 @@ def plan_recipe(recipe: Recipe, extra: pa.Schema | None = None, require_packages
             planned.append(_plan_operator(position, step, recipe, names, unmade, require_packages))
     steps = _ungated(planned)
     return Plan(recipe, tuple(steps), names.schema(), tuple(_warnings(steps)))
+
+
+def _base_rows(recipe: Recipe, extra: pa.Schema | None) -> pa.Schema:
+    """The columns of base rows; RecipeError where fetching and the source's own columns do not go together."""
+    fetch = recipe.fetch
+    if not any(source.is_fetched for source in recipe.sources):
+        return base_schema(extra)
+    found = fetched_schema(extra, fetch.media, fetch.store, fetch.compute_hash)
+    if found.names != base_schema(extra).names and not all(source.is_fetched for source in recipe.sources):
+        options = {"media": "image", "store": "resized", "compute_hash": None}
+        name = next(n for n, usual in options.items() if getattr(fetch, n) != usual)
+        raise RecipeError(
+            f"fetch.{name}: {getattr(fetch, name)} gives rows columns that adopted media has not; make a dataset of "
+            "the list alone"
+        )
+    if fetch.compute_hash is not None and [n.lower() for n in found.names].count(fetch.compute_hash) > 1:
+        raise RecipeError(
+            f"fetch.compute_hash writes a column {fetch.compute_hash!r}, and source.columns names one: leave one of "
+            "them out (fetch.verify_hash reads its column anyway)"
+        )
+    return found
 
 
 def _ungated(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
@@ -170,6 +191,8 @@ def _plan_operator(
         _require_modules(where, contract)
         contract = with_fingerprints(where, contract)
     reads = [c for c in contract.reads if c != "image"]
+    if len(reads) < len(contract.reads):
+        _require_images(where, recipe)
     order = tuple(
         check_order(f"{where}: {option}", term, names.schema())
         for option, terms in order_options(options).items()
@@ -242,6 +265,12 @@ def _require_modules(where: str, contract: Contract) -> None:
         package = f"'mmdata[{contract.needs.extra}]'" if contract.needs.extra else missing[0]
         command = f"pip install {package}"
         raise MissingExtra(f"{where} needs {' and '.join(missing)}, not installed here: {command}")
+
+
+def _require_images(where: str, recipe: Recipe) -> None:
+    media = recipe.fetch.media
+    if media in ("audio", "video") and all(source.is_fetched for source in recipe.sources):
+        raise RecipeError(f"{where} reads images, and there are none: fetch.media is {media}; leave the step out")
 
 
 def _require_column(where: str, column: str, names: _Names, unmade: Mapping[str, str]) -> None:

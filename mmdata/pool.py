@@ -4,42 +4,59 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
 from mmdata.adopt import adopt_shard
 from mmdata.block_lists import BlockFiles
 from mmdata.column_files import ColumnFile
+from mmdata.fetched_before import EarlierFiles
+from mmdata.fetcher import Watch
 from mmdata.filters import FilterEngine
-from mmdata.ingest import ingest_shard
+from mmdata.img2dataset_backend import fetch_by_img2dataset
+from mmdata.ingest import IngestCounts, ingest_shard
 from mmdata.ingest_journal import IngestJournal
 from mmdata.isolate import DeviceLost, DeviceOutOfMemory, raise_not_opened
 from mmdata.plan import PlannedStep, Resolved
+from mmdata.retry_work import RetryContext, retry_rows
+from mmdata.sample_layout import members_beside
 from mmdata.settings import FetchOptions
+from mmdata.shard_layout import lay_out
 from mmdata.sources.adopted import AdoptingSource, Part
 from mmdata.stage import Stage
 from mmdata.store import Store
 from mmdata.verdict_work import settle_shard
 from mmdata.work import PassContext, close_stages, journal_folder, run_pass
 
+if TYPE_CHECKING:
+    from mmdata.host_desk import BookDesk
+    from mmdata.host_gate import Gate
+
 __all__ = [
     "Finished",
     "IngestContext",
     "InlinePool",
     "Item",
+    "MakeGate",
     "Pool",
+    "Runner",
     "Tick",
+    "Unwatched",
     "local_device",
     "perform",
     "resolve_stage",
 ]
 
 Kind = Literal["ingest", "pass", "resolve", "verdict"]
+Runner = Literal["ray", "processes", "inline"]
 Tick = Callable[[int], None]
+MakeGate = Callable[[str], "Gate"]  # the client's name, which is the item's attempt → its way to the hosts' allowances
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,8 @@ class IngestContext:
     own: pa.Schema | None = None  # the source's extra columns
     extra: pa.Schema | None = None  # the dataset's
     block: BlockFiles | None = None  # what must not get in
+    earlier: EarlierFiles | None = None  # what is in other datasets already
+    has_captions: bool = False  # the source names a column of captions
 
 
 @dataclass(frozen=True)
@@ -105,8 +124,8 @@ class Pool(Protocol):
     def submit(self, item: Item, node: str | None = None) -> None:
         """Start the item, on this node if it is still there."""
 
-    def wait(self) -> Finished:
-        """The next item that ends; call only with something in flight."""
+    def wait(self) -> Finished | None:
+        """The next item that ends; None: none has, but there is room now. Call only with something in flight."""
 
     def recycle(self) -> None:
         """Forget open models: the pass is over, or a device is in doubt."""
@@ -116,26 +135,39 @@ class Pool(Protocol):
 
 
 def _untold(rows: int) -> None:
-    """For when nobody watches."""
+    """For when nobody counts."""
+
+
+class Unwatched:
+    """A `Watch` for one item at a time: rows go to `tick`, and tails are nobody's business."""
+
+    def __init__(self, tick: Tick = _untold) -> None:
+        self.rows = tick
+
+    def tail(self) -> None:
+        """Nobody starts anything beside it."""
 
 
 _engine: FilterEngine | None = None
 
 
-def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
-    """Do one item in this process; `tick` is told how many more rows are fetched."""
+def perform(
+    context: Any,
+    item: Item,
+    watch: Watch | None = None,
+    make_gate: MakeGate | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Do one item in this process.
+
+    `make_gate` leads to the allowances of the run's hosts, None = the item has them all; `threads` decode what is
+    fetched where the recipe does not say how many, None = as many as there are CPUs.
+    """
     global _engine
+    if item.kind == "ingest" and isinstance(context, RetryContext):
+        return _retry(context, item, watch or Unwatched(), make_gate, threads)
     if item.kind == "ingest":
-        assert isinstance(context, IngestContext)
-        blocks = context.block.load() if context.block is not None else None
-        if item.part is not None:
-            assert context.source is not None
-            own, extra, rows = context.own or pa.schema([]), context.extra or pa.schema([]), context.fetch.shard_rows
-            return adopt_shard(context.store, item.shard, context.source, item.part, own, extra, rows, tick, blocks)
-        assert item.rows is not None
-        journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
-        kind, fetch = context.source_kind, context.fetch
-        return ingest_shard(context.store, item.shard, item.rows, kind, fetch, item.attempt, tick, journal, blocks)
+        return _ingest(context, item, watch or Unwatched(), make_gate, threads)
     if item.kind == "resolve":
         return resolve_stage(*context)
     assert isinstance(context, PassContext)
@@ -149,6 +181,53 @@ def perform(context: Any, item: Item, tick: Tick = _untold) -> Any:
     except (DeviceLost, DeviceOutOfMemory):
         close_stages()  # whichever process takes the item next opens them anew
         raise
+
+
+def _ingest(
+    context: IngestContext, item: Item, watch: Watch, make_gate: MakeGate | None, threads: int | None
+) -> IngestCounts:
+    blocks = context.block.load() if context.block is not None else None
+    if item.part is not None:
+        assert context.source is not None
+        own, extra, rows = context.own or pa.schema([]), context.extra or pa.schema([]), context.fetch.shard_rows
+        return adopt_shard(context.store, item.shard, context.source, item.part, own, extra, rows, watch.rows, blocks)
+    assert item.rows is not None
+    fetch, started = context.fetch, time.time()
+    extra = context.extra or pa.schema([])
+    if fetch.backend == "img2dataset":
+        counts = fetch_by_img2dataset(
+            context.store, item.shard, item.rows, fetch, item.attempt, extra, context.has_captions
+        )
+        watch.rows(counts.rows)
+    else:
+        journal = IngestJournal(journal_folder(context.dataset_id) / f"ingest-{item.shard:05d}", context.run)
+        counts = ingest_shard(
+            context.store,
+            item.shard,
+            item.rows,
+            context.source_kind,
+            fetch,
+            item.attempt,
+            make_gate=None if make_gate is None else partial(make_gate, item.attempt),
+            threads=threads,
+            watch=watch,
+            journal=journal,
+            blocks=blocks,
+            earlier=context.earlier.load() if context.earlier is not None else None,
+            beside=members_beside(fetch, extra.names, context.has_captions),
+        )
+    if fetch.layout != "none":
+        lay_out(context.store, item.shard, fetch, context.has_captions, started)
+    return counts
+
+
+def _retry(
+    context: RetryContext, item: Item, watch: Watch, make_gate: MakeGate | None, threads: int | None
+) -> IngestCounts:
+    assert item.rows is not None
+    journal = IngestJournal(journal_folder(context.dataset_id) / f"retry-{item.shard:05d}", context.run)
+    gates = None if make_gate is None else partial(make_gate, item.attempt)
+    return retry_rows(context, item.rows, item.attempt, gates, threads=threads, watch=watch, journal=journal)
 
 
 def resolve_stage(step: PlannedStep, device: str) -> Resolved:
@@ -183,12 +262,19 @@ def local_device() -> str:
     return "cuda" if platform.system() == "Linux" and os.path.exists("/dev/nvidia0") and not hidden else "cpu"
 
 
+def _local_gates(desk: BookDesk) -> MakeGate:
+    from mmdata.host_gate import LocalGate
+
+    return lambda client: LocalGate(desk, client)
+
+
 class InlinePool:
     """This process: one item at a time, done when it is waited for."""
 
-    def __init__(self, device: str = "auto", tick: Tick = _untold) -> None:
+    def __init__(self, device: str = "auto", tick: Tick = _untold, desk: BookDesk | None = None) -> None:
         self.device = local_device() if device == "auto" else device
-        self._tick = tick
+        self._watch = Unwatched(tick)
+        self._make_gate = None if desk is None else _local_gates(desk)
         self._contexts: dict[str, Any] = {}
         self._queue: deque[Item] = deque()
 
@@ -208,7 +294,7 @@ class InlinePool:
         """Do the item now; its exception is its error, but Ctrl-C goes through."""
         item = self._queue.popleft()
         try:
-            return Finished(item, perform(self._contexts[item.context], item, self._tick))
+            return Finished(item, perform(self._contexts[item.context], item, self._watch, self._make_gate))
         except Exception as error:  # noqa: BLE001  handed to the driver, which raises what is not its to mend
             return Finished(item, error=error)
 

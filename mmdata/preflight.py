@@ -14,18 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmdata import img2dataset_backend
 from mmdata.attach_work import check_files
 from mmdata.block_lists import BlockFiles, block_files
 from mmdata.columns import base_schema
 from mmdata.errors import RecipeError
 from mmdata.exporters.formats import prove_export
+from mmdata.fetched_before import EarlierFiles, earlier_files
 from mmdata.ledger import DatasetDocument, dataset_document
 from mmdata.local_disk import TEMPORARY
 from mmdata.older_rows import require_older
 from mmdata.plan import Plan, plan_recipe
 from mmdata.publish import Target
 from mmdata.recipe import Recipe
+from mmdata.sample_layout import require_names
 from mmdata.settings import FetchOptions
+from mmdata.shard_layout import is_layout_name
 from mmdata.source_entries import all_columns, look_at, require_rows, require_same_sources, source_warnings
 from mmdata.store import Store
 
@@ -49,6 +53,7 @@ class Proved:
     added: int = 0
     drifted: frozenset[int] = frozenset()
     block: BlockFiles | None = None
+    earlier: EarlierFiles | None = None
 
 
 def prove(recipe: Recipe) -> Proved:
@@ -65,7 +70,11 @@ def prove(recipe: Recipe) -> Proved:
     schemas = tuple(look.schema for look in looks)
     extra = all_columns(recipe.sources, schemas)
     plan = plan_recipe(recipe, extra)
+    require_names(extra.names, recipe.fetch)
+    img2dataset_backend.require(recipe.fetch)
     told = [look.warning for look in looks if look.warning]
+    if recipe.fetch.backend == "img2dataset":
+        told.append(img2dataset_backend.WARNING)
     plan = replace(plan, warnings=(*plan.warnings, *source_warnings(recipe), *told))
     if recipe.export is not None:
         prove_export(recipe.export, _kept_schema(plan, extra), recipe.dataset)
@@ -80,6 +89,7 @@ def prove(recipe: Recipe) -> Proved:
     described = [look.entry for look in looks]
     columns = [[f.name, str(f.type)] for f in extra]
     block = block_files(recipe.block) if recipe.block is not None and recipe.block.paths else None
+    earlier = earlier_files(recipe.fetch.skip_existing, store)
     if found is not None:
         _require_same(recipe, store, found, described)
         new = recipe.sources[len(found.sources) :]
@@ -89,19 +99,17 @@ def prove(recipe: Recipe) -> Proved:
             found.columns = columns
         plan = replace(plan, warnings=(*plan.warnings, *_with_blocks(found, store, block)))
         drifted = frozenset(number for number, look in enumerate(looks) if look.warning)
-        return Proved(plan, store, found, schemas, extra, len(new), drifted, block)
+        return Proved(plan, store, found, schemas, extra, len(new), drifted, block, earlier)
     foreign = [name for name, _ in store.entries("") if name not in _OURS and not name.startswith(TEMPORARY)]
     if foreign:
         if dataset_document(store) is not None:
             return prove(recipe)  # another run has made it a dataset since we looked
-        raise RecipeError(
-            f"dataset {store.url} is not empty and no dataset (it holds {foreign[0]!r}); name another folder"
-        )
+        raise RecipeError(_not_ours(store, foreign))
     require_rows(recipe.sources)
     described[0]["first_shard"] = 0
     document = DatasetDocument(uuid.uuid4().hex, described, recipe.fetch.model_dump(mode="json"), columns)
     _with_blocks(document, None, block)
-    return Proved(plan, store, document, schemas, extra, block=block)
+    return Proved(plan, store, document, schemas, extra, block=block, earlier=earlier)
 
 
 def _with_blocks(document: DatasetDocument, store: Store | None, block: BlockFiles | None) -> list[str]:
@@ -117,6 +125,16 @@ def _with_blocks(document: DatasetDocument, store: Store | None, block: BlockFil
     if not there:
         return []
     return [f"the lists under block are not those of the {len(there)} shards there are: they apply to new shards only"]
+
+
+def _not_ours(store: Store, foreign: Sequence[str]) -> str:
+    """Why the folder cannot become a dataset, and what to do."""
+    if any(name.endswith("_stats.json") and is_layout_name(name) for name in foreign):
+        return (
+            f"{store.url} was made by img2dataset: adopt it with source: {{kind: img2dataset, path: {store.url}}} and "
+            "another folder for the dataset, or name another folder"
+        )
+    return f"dataset {store.url} is not empty and no dataset (it holds {foreign[0]!r}); name another folder"
 
 
 # What an interrupted first run may leave before dataset.json stands.

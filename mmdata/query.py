@@ -1,4 +1,4 @@
-"""DuckDB views over a dataset: `samples`, `rows`, `verdicts`, `runs` and `columns."<set>"`.
+"""DuckDB views over a dataset: `samples`, `rows`, `hosts`, `verdicts`, `runs` and `columns."<set>"`.
 
 Column sets are stitched to the rows by position, over the explicit file lists of `current.json`: every file of a set
 has the rows of its shard in the same order, which the run proved row by row when it wrote them. The selection records
@@ -19,6 +19,7 @@ import pyarrow as pa
 from mmdata.base_rows import rows_differ
 from mmdata.columns import ROWS_PER_SHARD_BITS
 from mmdata.errors import StoreError
+from mmdata.host_summary import HOSTS_SQL
 from mmdata.numbered_files import stamps_of
 from mmdata.selections import Current, CurrentStep
 from mmdata.store import Store
@@ -56,6 +57,7 @@ def connect(store: Store, current: Current) -> duckdb.DuckDBPyConnection:
     for name, files in current.sets.items():
         connection.execute(f"CREATE VIEW columns.{quote(name)} AS SELECT * FROM {_files(store, files)}")
     connection.execute(f"CREATE VIEW samples AS {samples_sql(store, current)}")
+    connection.execute(f"CREATE VIEW hosts AS {HOSTS_SQL}")
     # As text: making an Arrow table out of Python values would load pandas, which takes longer than most questions.
     read = f"SELECT unnest(from_json(?, '{json.dumps([_RUNS])}')) AS run"
     connection.execute(f"CREATE TABLE run_records AS {read}", [json.dumps(run_records(store))])

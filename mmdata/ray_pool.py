@@ -12,14 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from mmdata.errors import MissingExtra, RecipeError, RetryableError, StoreError
-from mmdata.operator_files import OperatorFile, loaded
-from mmdata.pool import Finished, Item, perform
+from mmdata.errors import MissingExtra, RetryableError, StoreError
+from mmdata.pool import Finished, Item, Unwatched, perform
+from mmdata.shipment import Shipment
 
-__all__ = ["RayPool"]
+__all__ = ["RayPool", "by_value"]
 
 _TOLD_EVERY_S = 1.0
 
@@ -74,7 +73,7 @@ class RayPool:
 
     def share(self, name: str, context: Any) -> None:
         """Put the context into the object store once, with the files of operators it refers to."""
-        self._contexts[name] = self._ray.put(_Shipment.of(context))
+        self._contexts[name] = self._ray.put(Shipment.of(context, by_value()))
 
     def _fetching(self) -> int:
         return sum(item.kind == "ingest" for item, _, _ in self._flights.values())
@@ -184,44 +183,12 @@ class RayPool:
             self._ray.shutdown()
 
 
-@dataclass(frozen=True)
-class _Shipment:
-    """A context on its way to workers: files of operators as bytes, then the rest, which names their classes.
+def by_value() -> Callable[[Any], bytes]:
+    """Ray's pickling, which sends by value what a script or a notebook defines."""
+    from ray import cloudpickle
 
-    A worker runs the files first, so that the names are known there; a file system that both see is not needed. What
-    a notebook or a script defines itself travels by value, as Ray sends functions.
-    """
-
-    files: tuple[OperatorFile, ...]
-    payload: bytes
-
-    @classmethod
-    def of(cls, context: Any) -> _Shipment:
-        from ray import cloudpickle
-
-        dumps: Callable[[Any], bytes] = cloudpickle.dumps
-        try:
-            payload = dumps(context)
-        except Exception as error:
-            raise RecipeError(
-                f"an operator of this script or notebook cannot be sent to workers ({type(error).__name__}: {error}); "
-                "put it into a file of its own and name that under `operators:`, or use --runner inline"
-            ) from error
-        return cls(tuple(f for f in loaded() if f.module.encode() in payload), payload)
-
-    def open(self) -> Any:
-        """The context, in a worker."""
-        from ray import cloudpickle
-
-        for file in self.files:
-            _ = file.operators
-        try:
-            return cloudpickle.loads(self.payload)
-        except ImportError as error:
-            raise MissingExtra(
-                f"a worker on {os.uname().nodename} cannot import what an operator needs ({error}): install it there, "
-                "or put the operator into a file and name that under `operators:`"
-            ) from error
+    dumps: Callable[[Any], bytes] = cloudpickle.dumps
+    return dumps
 
 
 class _Ticker:
@@ -240,7 +207,7 @@ class _Ticker:
         return rows
 
 
-def _perform(shipment: _Shipment, item: Item, ticker: Any) -> Any:
+def _perform(shipment: Shipment, item: Item, ticker: Any) -> Any:
     """Do one item as a task; fetched rows are told at most once a second."""
     context = shipment.open()
     if ticker is None:
@@ -254,7 +221,7 @@ def _perform(shipment: _Shipment, item: Item, ticker: Any) -> Any:
             ticker.add.remote(held)
             held, told = 0, time.monotonic()
 
-    return perform(context, item, tick)
+    return perform(context, item, Unwatched(tick))
 
 
 class _Actor:
@@ -266,6 +233,6 @@ class _Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def perform(self, shipment: _Shipment, item: Item) -> Any:
+    def perform(self, shipment: Shipment, item: Item) -> Any:
         """Do one item."""
         return perform(shipment.open(), item)

@@ -102,8 +102,9 @@ class Recipe(Written):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The sources in order, one or several."""
-        return self.source if isinstance(self.source, tuple) else (self.source,)
+        """The sources in order, one or several; lists also read the columns that `fetch` names."""
+        several = self.source if isinstance(self.source, tuple) else (self.source,)
+        return tuple(s.with_given(self.fetch.given) if s.kind == "urls" else s for s in several)
 
     @field_validator("source", mode="before")
     @classmethod

@@ -66,6 +66,10 @@ def run_sample(
         source |= {own: own for own in ("caption", "uid") if getattr(recipe.source, own) is not None}
         source |= {"columns": list(recipe.source.columns)}
         document = {**fresh.model_dump(mode="json", exclude={"steps", "source"}), "source": source}
+        fetch = recipe.fetch
+        given: dict[str, Any] = {"verify_hash": fetch.verify_hash and ["fetch:hash", fetch.verify_hash[1]]}
+        given["bbox"] = "fetch:boxes" if fetch.bbox else None  # as the chosen rows have them
+        document["fetch"] |= given
         began = time.monotonic()
         ds = run({**document, "steps": recipe.steps}, runner="inline", device=device, quiet=quiet)
         return SampleReport(
@@ -78,7 +82,7 @@ def _choose(recipe: Recipe, rows: int) -> tuple[int, pa.Table]:
     assert isinstance(recipe.source, UrlSource)
     best: list[tuple[int, int, pa.Table]] = []  # (-hash, position, one row)
     position = 0
-    for table in recipe.source.tables(10_000):
+    for table in recipe.sources[0].tables(10_000):  # type: ignore[union-attr]
         for index in range(len(table)):
             key = int.from_bytes(hashlib.blake2b(f"{recipe.seed}:{position}".encode(), digest_size=8).digest())
             if len(best) < rows:

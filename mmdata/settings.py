@@ -55,8 +55,8 @@ class FetchOptions(Options):
     """
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
-        "timeout_s retries concurrency bytes_in_flight user_agent decode_threads min_bytes_per_s per_host "
-        "per_host_rate host_limits host_failures host_cooldown_s defer_after_s resolve".split()
+        "timeout_s retries concurrency bytes_in_flight user_agent decode_threads min_bytes_per_s contact per_host "
+        "per_host_rate host_limits host_failures host_cooldown_s defer_after_s resolve skip_existing".split()
     )
 
     media: Literal["image", "audio", "video", "any"] = Field(
@@ -99,11 +99,13 @@ class FetchOptions(Options):
     allow_private: bool = Field(False, description="let URLs lead to private, loopback and link-local addresses")
     min_bytes_per_s: int = Field(1000, ge=0, description="a body that comes more slowly than this for 5 s is given up")
     max_header_bytes: int = Field(64 << 10, ge=1024, description="bytes of an answer's headers")
-    user_agent: str | None = Field(
+    contact: str | None = Field(
         None,
-        pattern=r"^[\x20-\x7e]+$",
-        description="User-Agent header; name a page or an address to reach you at, such as 'mmdata/0.1 "
-        "(+https://example.org/crawl)'; null = mmdata's own, with the project's page",
+        pattern=r"^[\x21-\x7e]+$",
+        description="page or mail address of who fetches, for servers' owners: part of the default User-Agent",
+    )
+    user_agent: str | None = Field(
+        None, pattern=r"^[\x20-\x7e]+$", description="User-Agent header; null = mmdata/<version> (+<contact>)"
     )
     robots: Literal["respect", "ignore"] = Field("respect", description="robots.txt of every host, by our User-Agent")
     disallowed_header_directives: tuple[str, ...] = Field(
@@ -144,6 +146,12 @@ class FetchOptions(Options):
     )
     oom_shard_count: int = Field(5, ge=1, le=9, description="digits of the shard number in keys and file names")
     shard_rows: int = Field(10_000, ge=1, le=1 << 24, description="input rows of one shard")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What the list says of how to treat a row: column of a shard's table (see `sources.urls`) → of the list."""
+        columns = {"fetch:hash": self.verify_hash[0] if self.verify_hash else None, "fetch:boxes": self.bbox}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @model_validator(mode="before")
     @classmethod

@@ -28,6 +28,8 @@ from mmdata.column_files import (
     ColumnFooter,
     covered_digest,
     covered_mask,
+    newest_numbered,
+    open_parquet,
     publish_columns,
     read_footer,
     shard_name,
@@ -117,13 +119,23 @@ class Store:
         if not local_file.is_file() or local_file.is_symlink():
             raise StoreError(f"commit of {name} to {self.url}: {local_file} is not a file")
         if name.endswith(".parquet"):
-            _open_parquet(str(local_file), f"{local_file}, to be committed as {name},").close()
+            open_parquet(str(local_file), f"{local_file}, to be committed as {name},").close()
         with self._explained(name, local_file.stat().st_size):
             if self.is_local:
                 return local_disk.publish(local_file, path)
             published = self._objects.put_if_absent(path, local_file)
             local_file.unlink()
             return published
+
+    def link(self, name: str, existing: str) -> bool:
+        """Give one of its files a second name, if that is free; for local folders (`is_local`) alone."""
+        with self._explained(name, 0):
+            return local_disk.link(self._path(existing), self._writable(name))
+
+    def commit_folder(self, name: str, files: Iterable[tuple[str, bytes]]) -> bool:
+        """Publish (file name, bytes) as a folder, all or nothing, if that name is free; for local folders alone."""
+        with self._explained(name, 0):
+            return local_disk.publish_folder(files, self._writable(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Commit a small file (`runs/*.json`, `state/*.json`); False when it exists already."""
@@ -312,18 +324,7 @@ class Store:
         return read_footer(self, found[1]) if found else None
 
     def _newest(self, folder: str, letter: str) -> dict[int, tuple[int, str]]:
-        pattern = re.compile(rf"(\d{{5,}})\.{letter}(\d+)\.parquet")
-        newest: dict[int, tuple[int, str]] = {}
-        for name in self.list(folder):
-            match = pattern.fullmatch(name)
-            if match is None:
-                raise StoreError(
-                    f"{folder}/{name} of {self.url} is not a file of mmdata (00000.{letter}0.parquet is); move it away"
-                )
-            shard, number = int(match[1]), int(match[2])
-            if number >= newest.get(shard, (0, ""))[0]:
-                newest[shard] = (number, f"{folder}/{name}")
-        return dict(sorted(newest.items()))
+        return newest_numbered(self.list(folder), folder, letter, self.url)
 
     # Scratch and the small parts
 
@@ -370,7 +371,7 @@ class Store:
                     source = pa.PythonFile(RangeFile(self._objects, path))
         except FileNotFoundError:
             raise self._missing(name) from None
-        with _open_parquet(source, f"{name} of {self.url}") as file:
+        with open_parquet(source, f"{name} of {self.url}") as file:
             yield file
 
     def _missing(self, name: str) -> StoreError:
@@ -389,11 +390,3 @@ class Store:
                 f"cannot {verb} {name} in {self.url}: {local_disk.what_to_do(error, size, self.root)}"
             ) from error
         self._met |= verb != "read"  # absent files are not told from absent buckets
-
-
-def _open_parquet(source: Any, where: str) -> pq.ParquetFile:
-    try:
-        # For ranges of an object the wanted column chunks are asked for together.
-        return pq.ParquetFile(source, pre_buffer=isinstance(source, pa.PythonFile))
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{where} is not a whole Parquet file: {error}; remove it and run again") from error

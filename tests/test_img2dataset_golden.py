@@ -1,5 +1,6 @@
 """One list through the real img2dataset 1.47.0 and through mmdata: what is the same, what differs, by how much.
 
+Ours is what `mmdata download` makes of the very options that img2dataset is given, and an export of it.
 docs/peers.md tells users what is asserted here; its table of pixel differences is compared with what is measured.
 """
 
@@ -22,9 +23,10 @@ import pytest
 
 import mmdata
 from mmdata.dataset import Dataset
+from mmdata.download import planned
 
 SHARD_ROWS = 50
-# resize mode → img2dataset's output format; our export is its webdataset layout throughout
+# resize mode → output format of both; our export is the webdataset layout throughout
 MODES = {"keep_ratio": "webdataset", "border": "files", "center_crop": "parquet", "no": "webdataset"}
 PEERS_PAGE = peer.ROOT / "docs" / "peers.md"
 STATS = {  # img2dataset 1.47.0, logger.py, write_stats
@@ -41,7 +43,10 @@ STATS = {  # img2dataset 1.47.0, logger.py, write_stats
 
 @dataclass
 class Both:
-    """One list through both tools, with the same options: img2dataset's folder, our dataset and its export."""
+    """One list through both tools, with the same options: img2dataset's folder, our dataset and its export.
+
+    The dataset's folder has img2dataset's layout, too.
+    """
 
     served: peer.Served
     theirs: Path
@@ -54,16 +59,11 @@ class Both:
         return [f"{100 * (i // SHARD_ROWS) + i % SHARD_ROWS:07d}" for i in range(len(self.served.rows))]
 
 
-def _ours(listing: Path, folder: Path, mode: str) -> Both:
-    fetch = {"allow_private": True, "shard_rows": SHARD_ROWS, "image_size": 256, "resize_mode": mode, "timeout_s": 10}
-    recipe = {
-        "name": f"golden_{mode}",
-        "dataset": str(folder / f"ours-{mode}"),
-        "source": {"kind": "urls", "path": str(listing), "caption": "caption", "columns": ["licence"]},
-        "fetch": fetch,
-        "steps": [],
-        "export": {"path": str(folder / f"export-{mode}"), "columns": ["licence"], "json_nulls": True},
-    }
+def _ours(listing: Path, folder: Path, mode: str, options: dict[str, Any]) -> Both:
+    given = {**peer.options(listing, folder / f"ours-{mode}"), **options}
+    given |= {"decode": "exact", "allow_private": True, "per_host": 64, "per_host_rate": None}
+    recipe = planned(given).recipe | {"name": f"golden_{mode}"}
+    recipe["export"] = {"path": str(folder / f"export-{mode}"), "columns": ["licence"], "json_nulls": True}
     ds = mmdata.run(recipe, runner="inline")
     return Both(None, folder / f"theirs-{mode}", ds, folder / f"export-{mode}")  # type: ignore[arg-type]
 
@@ -74,15 +74,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Both]]:
     folder = tmp_path_factory.mktemp("golden")
     with peer.serve(folder / "all") as all_rows, peer.serve(folder / "some", slice(None, None, 4)) as some_rows:
         served = {mode: all_rows if mode == "keep_ratio" else some_rows for mode in MODES}
-        options: dict[str, Any] = {"image_size": 256, "encode_quality": 95, "number_sample_per_shard": SHARD_ROWS}
+        usual: dict[str, Any] = {"image_size": 256, "encode_quality": 95, "number_sample_per_shard": SHARD_ROWS}
+        options = {m: {**usual, "resize_mode": m, "output_format": f} for m, f in MODES.items()}
         with ThreadPoolExecutor(len(MODES)) as pool:  # most of a run of img2dataset is waiting for its logger
             started = [
-                pool.submit(
-                    peer.img2dataset, served[m].path, folder / f"theirs-{m}", resize_mode=m, output_format=f, **options
-                )
-                for m, f in MODES.items()
+                pool.submit(peer.img2dataset, served[m].path, folder / f"theirs-{m}", **options[m]) for m in MODES
             ]
-            found = {m: _ours(served[m].path, folder, m) for m in MODES}
+            found = {m: _ours(served[m].path, folder, m, options[m]) for m in MODES}
             for run in started:
                 run.result()
         for mode in MODES:
@@ -177,6 +175,83 @@ def test_the_statistics_have_the_same_fields(runs: dict[str, Both]) -> None:
     to_resize = sum(n for status, n in statuses.items() if status in ("not_media", "decode"))
     assert sum(s["failed_to_resize"] for s in theirs) == to_resize
     assert sum(s["failed_to_download"] for s in theirs) == sum(statuses.values()) - statuses["ok"] - to_resize
+
+
+# What `mmdata download` writes, beside what img2dataset does
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_download_has_the_files_and_columns_of_img2dataset(mode: str, runs: dict[str, Both]) -> None:
+    both = runs[mode]
+    ours = Path(both.ds.store.root)
+    named = {p.relative_to(both.theirs).as_posix() for p in both.theirs.rglob("*")}
+    mine = {p.relative_to(ours).as_posix() for p in ours.rglob("*") if p.relative_to(ours).parts[0][:1].isdigit()}
+    assert mine == named
+    for path in both.theirs.glob("*.parquet"):
+        theirs, finer = pq.read_schema(path), pq.read_schema(ours / path.name)
+        assert [(f.name, f.type) for f in theirs] == [(f.name, f.type) for f in finer][: len(theirs)]
+    for path in both.theirs.glob("*_stats.json"):
+        left, right = json.loads(path.read_text()), json.loads((ours / path.name).read_text())
+        assert {name: type(value) for name, value in right.items()} == STATS
+        counts = ("count", "successes", "failed_to_download", "failed_to_resize")
+        assert [left[n] for n in counts] == [right[n] for n in counts]
+        assert right["status_dict"]["success"] == left["status_dict"]["success"]
+        assert sum(right["status_dict"].values()) == right["count"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_download_has_the_rows_of_img2dataset(mode: str, runs: dict[str, Both]) -> None:
+    """Every row, failures too; the names of EXIF tags apart, the shape of pictures we turn, and some words."""
+    both = runs[mode]
+    theirs, ours = _rows(both.theirs), _rows(Path(both.ds.store.root))
+    assert list(ours) == both.keys
+    assert set(theirs) == set(ours)
+    other = _keys_of(both, lambda e: not e.like_ours)
+    words = 0
+    for key, row in theirs.items():
+        sides = {"width", "height", "original_width", "original_height"} if key in other else set()
+        same = set(row) - {"exif", "error_message", "jpg"} - sides
+        assert {n: row[n] for n in same} == {n: ours[key][n] for n in same}
+        assert (row["exif"] is None) == (ours[key]["exif"] is None)
+        if row["error_message"] is None or row["error_message"].startswith("HTTP Error"):
+            assert row["error_message"] == ours[key]["error_message"]
+            words += row["error_message"] is not None
+        assert key in other or row["exif"] == ours[key]["exif"]
+    assert words >= 1
+    statuses = dict(both.ds.sql("SELECT key, status FROM rows").fetchall())
+    assert {k: r["mmdata_status"] for k, r in ours.items()} == statuses
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_download_has_the_samples_of_img2dataset(mode: str, runs: dict[str, Both]) -> None:
+    """Pictures in colour byte for byte, captions, and every field of the `.json`."""
+    both = runs[mode]
+    theirs, ours = _members(both.theirs), _members(Path(both.ds.store.root))
+    assert set(theirs) == set(ours)
+    colour = _keys_of(both, lambda e: e.like_ours and e.group != "grey")
+    assert len(colour) >= 19
+    compared = 0
+    for name, data in theirs.items():
+        key, _, extension = name.partition(".")
+        if key not in colour:
+            continue
+        if extension == "json":
+            assert list(json.loads(data).items()) == list(json.loads(ours[name]).items())
+        else:
+            assert data == ours[name], name
+        compared += 1
+    assert compared == len(colour) * (1 if mode == "center_crop" else 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_download_adopted_is_what_it_was(mode: str, runs: dict[str, Both], adopt: Any) -> None:
+    """`source: {kind: img2dataset}` over the folder of a download: the same rows, with our own statuses."""
+    ds = runs[mode].ds
+    again = adopt("img2dataset", Path(ds.store.root))
+    columns = f"{FACTS}, status, status_detail, http_status, attempts"
+    left, right = _adopted(ds, columns), _adopted(again, columns)
+    assert left == right
+    assert _bytes(again) == _bytes(ds)
 
 
 def _differences(both: Both) -> list[float]:

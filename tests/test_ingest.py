@@ -26,17 +26,22 @@ from PIL import Image
 from pydantic import ValidationError
 from server import JPEG, BadServer, picture
 
-from mmdata import ingest
+import mmdata.prepare as prepare_module
+from mmdata import fetch_rows
 from mmdata.columns import STATUSES, base_schema
 from mmdata.errors import RetryableError, StoreError
-from mmdata.ingest import FetchOptions, IngestCounts, ingest_shard, key_of, prepare, uid_of
+from mmdata.ingest import IngestCounts, ingest_shard, key_of, uid_of
 from mmdata.media import addresses, image
+from mmdata.pool import Unwatched
+from mmdata.prepare import prepare
+from mmdata.settings import FetchOptions
 from mmdata.store import Store
 
 # pytest sets its own filters, so that Pillow's remarks on damaged EXIF show here; mmdata filters them.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-FETCH = FetchOptions(allow_private=True, timeout_s=2, shard_rows=1000, max_bytes=2_000_000)
+FREE = {"host_limits": {"127.0.0.1": {"connections": None, "per_s": None}}, "host_failures": 1000}
+FETCH = FetchOptions(allow_private=True, timeout_s=2, shard_rows=1000, max_bytes=2_000_000, **FREE)
 
 
 def turned() -> bytes:
@@ -158,7 +163,7 @@ def test_every_row_of_a_hard_list_is_accounted_for(server: BadServer, store: Sto
     hard = hard_list(server)
     table = listed([u for u, _ in hard], weight=list(range(len(hard))))
     ticks: list[int] = []
-    counts = ingest_shard(store, 2, table, "urls", FETCH, "a1", ticks.append)
+    counts = ingest_shard(store, 2, table, "urls", FETCH, "a1", watch=Unwatched(ticks.append))
     rows = store.read_table("rows/00002.g0.parquet")
     assert rows.schema.remove_metadata() == base_schema(pa.schema([("weight", pa.int64())]))
     found = rows.to_pylist()
@@ -268,7 +273,7 @@ def test_a_full_scratch_disk_stops_the_shard(server: BadServer, store: Store, mo
     def append(*args: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ingest.TarAppender, "append", append)
+    monkeypatch.setattr(fetch_rows.TarAppender, "append", append)
     with pytest.raises(StoreError, match="No space left on device"):
         ingest_shard(store, 0, listed([server.url("/ok")] * 50), "urls", FETCH, "a1")
     assert store.list("rows") == []
@@ -323,7 +328,7 @@ def test_sizes_are_those_of_the_resize_mode(options: dict[str, Any], size: tuple
 def test_fast_decoding_is_close_to_exact() -> None:
     body = picture(3000, 2000)
     halved = [
-        image.decode(body, ingest._least_side(image.probe(body), FetchOptions(decode="fast", image_size=n)))[
+        image.decode(body, prepare_module._least_side(image.probe(body), FetchOptions(decode="fast", image_size=n)))[
             :, 0
         ].shape[0]
         for n in (160, 256, 400, 700)

@@ -1,25 +1,21 @@
 """Which URL means which host, and whether that host may be asked: what stands between a list and our own network.
 
 A URL is taken apart once and put together again from its parts, so that what is checked is what is connected to.
-Every address is checked, also those a name resolves to; the connection goes to a checked address, never to a second
-look-up of the name.
+Every address is checked, also those a name resolves to (see `resolver`); the connection goes to a checked address,
+never to a second look-up of the name.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import ipaddress
 import re
-import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, unquote, urlsplit
 
 import idna
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-__all__ = ["AddressRefused", "BadUrl", "PublicResolver", "check_literal", "parse_url", "why_refused"]
+__all__ = ["AddressRefused", "BadUrl", "check_literal", "parse_url", "why_refused"]
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -31,8 +27,6 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _METADATA = frozenset(ipaddress.ip_address(a) for a in ("169.254.169.254", "168.63.129.16", "192.0.0.192"))
 # Set aside by IANA, not known to the ipaddress module of every Python: protocol use, 6to4 relays, documentation.
 _SET_ASIDE = tuple(ipaddress.ip_network(n) for n in ("192.0.0.0/24", "192.88.99.0/24", "100.64.0.0/10", "3fff::/20"))
-_DNS_TTL_S = {"found": 300.0, "unknown": 60.0}
-_DNS_CACHE_SIZE = 100_000
 
 
 class BadUrl(ValueError):
@@ -118,6 +112,7 @@ def _dotted(name: str) -> str:
     return str(ipaddress.IPv4Address(value))
 
 
+@functools.lru_cache(4096)
 def why_refused(address: str) -> str | None:
     """Why a connection to this IP address is refused: `loopback`, `private` … ; None when it is public.
 
@@ -144,79 +139,12 @@ def why_refused(address: str) -> str | None:
 
 def check_literal(host: str) -> None:
     """Raise AddressRefused when `host` (as `parse_url` gives it, brackets or not) is an address that is refused."""
+    host = host.strip("[]")
+    if ":" not in host and not host[-1:].isdigit():
+        return
     try:
-        why = why_refused(host.strip("[]"))
+        why = why_refused(host)
     except ValueError:
         return  # a name: its addresses are checked when it is resolved
     if why:
         raise AddressRefused(f"{host} is {why}")
-
-
-# host → (monotonic expiry, addresses or the error of the look-up); one per process, shared by all shards.
-_cache: dict[str, tuple[float, list[str] | socket.gaierror]] = {}
-
-
-class PublicResolver(AbstractResolver):
-    """Name → checked addresses, for aiohttp's connector; look-ups run in threads and are cached per process.
-
-    Addresses that are refused are left out; AddressRefused when none is left, socket.gaierror when the name does not
-    resolve. A temporary failure is not remembered.
-    """
-
-    def __init__(self, allow_private: bool = False) -> None:
-        self._allow_private = allow_private
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="dns")
-        self._pending: dict[str, asyncio.Future[list[str]]] = {}
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Checked addresses of `host`, as aiohttp wants them."""
-        found = await self._addresses(host)
-        allowed = found if self._allow_private else [a for a in found if why_refused(a) is None]
-        if not allowed:
-            raise AddressRefused(f"{host} is {found[0]} ({why_refused(found[0])})")
-        return [_result(host, address, port) for address in allowed]
-
-    async def _addresses(self, host: str) -> list[str]:
-        expiry, known = _cache.get(host, (0.0, []))
-        if expiry > time.monotonic():
-            if isinstance(known, socket.gaierror):
-                raise socket.gaierror(*known.args)
-            return known
-        if host not in self._pending:
-            # Shielded below: a URL that gives up must not cancel the look-up the others wait for.
-            task = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
-            self._pending[host] = task
-            task.add_done_callback(lambda done: (self._pending.pop(host, None), done.cancelled() or done.exception()))
-        return await asyncio.shield(self._pending[host])
-
-    async def close(self) -> None:
-        """Let the threads end when their look-ups do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _look_up(host: str) -> list[str]:
-    found: list[str] | socket.gaierror
-    try:
-        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-    except UnicodeError:
-        found = socket.gaierror(socket.EAI_NONAME, "malformed host name")
-    except socket.gaierror as error:
-        if error.errno != socket.EAI_NONAME:
-            raise
-        found = error
-    kind = "unknown" if isinstance(found, socket.gaierror) else "found"
-    while len(_cache) >= _DNS_CACHE_SIZE:
-        _cache.pop(next(iter(_cache)), None)
-    _cache[host] = (time.monotonic() + _DNS_TTL_S[kind], found)
-    if isinstance(found, socket.gaierror):
-        raise found
-    return found
-
-
-def _result(host: str, address: str, port: int) -> ResolveResult:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=flags)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mmdata.media.image import decode, encode, sniff
 
-__all__ = ["blur_boxes", "blur_image", "boxes_of"]
+__all__ = ["Box", "blur_boxes", "blur_image", "boxes_of"]
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 Box = tuple[float, float, float, float]

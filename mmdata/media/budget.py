@@ -70,6 +70,11 @@ class Hold:
         self._above = False
         self.size = 0
 
+    @property
+    def is_above(self) -> bool:
+        """Whether it has the one place above the budget, and so as many bytes as it takes."""
+        return self._above
+
     def try_reserve(self, size: int) -> bool:
         """Have `size` bytes in all, if that needs no wait."""
         if self._above:

@@ -22,14 +22,13 @@ def orientation(header: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def tags(header: Image.Image) -> dict[str, Any]:
+def tags(exif: Image.Exif) -> dict[str, Any]:
     """Tags by name: text, numbers and lists of these; empty where there are none.
 
     Tags of the Exif and interoperability parts stand beside the main ones, GPS tags too (their names start with GPS).
     Rationals are numbers (0/0 is None); binary blobs, maker notes and values above 1,024 characters are left out.
     Raises what Pillow raises on EXIF that does not parse.
     """
-    exif = header.getexif()
     found = _named(exif, ExifTags.TAGS)
     for part in (ExifTags.IFD.Exif, ExifTags.IFD.Interop):
         found |= _named(exif.get_ifd(part), ExifTags.TAGS)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from mmdata.columns import BASE_COLUMNS
+from mmdata.columns import BASE_COLUMNS, STATUSES
 from mmdata.errors import SourceError, nearest
 from mmdata.sources.adopted import Adopted, AdoptingSource, Part, Row, missing_media, no_columns
 from mmdata.sources.list_files import reading
@@ -40,6 +40,8 @@ _SAME = {  # our base column → theirs
     "original_width_px": "original_width",
     "original_height_px": "original_height",
 }
+# Further base columns that mmdata's own layout has
+_FINER = ("status_detail", "http_status", "final_url", "content_type", "size_bytes", "attempts", "fetch_ms")
 _HTTP = re.compile(r"HTTP Error (\d{3})")
 # What urllib and img2dataset say, in the order in which it is looked for → our status.
 _MESSAGES: tuple[tuple[str, str], ...] = (
@@ -183,6 +185,8 @@ class Img2datasetSource(AdoptingSource):
             (m for m in _MEDIA if m in names and pa.types.is_binary(plain_type(file.schema_arrow.field(m).type))), None
         )
         taken = {**_SAME, "caption": self.caption, "uid": self.uid, "_status": "status", "_message": "error_message"}
+        if "mmdata_status" in names:  # written by mmdata in this layout: it says more
+            taken |= {name: name for name in _FINER} | {"_ours": "mmdata_status"}
         found: dict[str, list[Any]] = {}
         carried: list[pa.Table] = []
         wanted = [n for n in dict.fromkeys([*taken.values(), *extra.names, media]) if n in names]
@@ -241,6 +245,8 @@ def _cell(path: str, row: int, size: int | None, extension: str) -> Row | None:
 def _mapped(row: Row) -> Row:
     """A row of their Parquet under our names; a success waits for its media."""
     status, http_status = status_of(row.pop("_status"), message := row.pop("_message"))
+    if (ours := row.pop("_ours", None)) in STATUSES:
+        return {**row, "status": ours, **({"_cell": None} if ours != "ok" else {})}
     if status != "ok":
         row |= {"status_detail": message, "http_status": http_status, "_cell": None}
     return {**row, "status": status}

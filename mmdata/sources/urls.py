@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from mmdata.errors import SourceError, nearest
 from mmdata.sources.list_files import ListFile, find_files, fingerprint, reading
@@ -16,9 +18,14 @@ from mmdata.sources.list_rows import FIRST_BLOCK, column_names, converted, infer
 from mmdata.sources.plain_columns import check_extra_names, plain_column, plain_type
 from mmdata.stage import Options
 
-__all__ = ["UrlSource"]
+__all__ = ["GIVEN", "UrlSource"]
 
 _PARQUET_ROWS = 16_384  # of one batch
+# Columns of tables that say what is to be done with a row and are not stored → (type, the option that names them).
+GIVEN: Mapping[str, tuple[pa.DataType, str]] = {
+    "fetch:hash": (pa.string(), "fetch.verify_hash"),
+    "fetch:boxes": (pa.list_(pa.list_(pa.float64())), "fetch.bbox"),
+}
 
 
 class UrlSource(Options):
@@ -39,6 +46,14 @@ class UrlSource(Options):
     format: Literal["auto", "txt", "csv", "tsv", "json", "jsonl", "parquet"] = Field(
         "auto", description="format of the files; auto: told by their extension"
     )
+
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def with_given(self, given: Mapping[str, str]) -> UrlSource:
+        """The same source, whose tables also have these of the columns GIVEN: name there → column of the list."""
+        made = self.model_copy()
+        made._given = dict(given)
+        return made
 
     @property
     def has_captions(self) -> bool:
@@ -86,17 +101,20 @@ class UrlSource(Options):
     def _wanted(self) -> dict[str, str]:
         """Column of the table → column of the list."""
         own = {"url": self.url, "caption": self.caption, "uid": self.uid}
-        return {k: v for k, v in own.items() if v is not None} | {name: name for name in self.columns}
+        named = {k: v for k, v in own.items() if v is not None} | self._given
+        return named | {name: name for name in self.columns}
 
     def _check_columns(self, file: ListFile, there: list[str]) -> None:
         if file.format == "txt":
             asked = [f"source.{k}" for k in ("caption", "uid", "columns") if getattr(self, k)]
+            asked += [GIVEN[name][1] for name in self._given]
             if asked:
                 raise SourceError(f"{file.path} is a txt list, which holds URLs only: leave out {' and '.join(asked)}")
             return
         for role, name in self._wanted().items():
             if name not in there:
                 option = f"source.{role}" if role in ("url", "caption", "uid") else "source.columns"
+                option = GIVEN[role][1] if role in self._given else option
                 raise SourceError(f"{file.path} has no column {name!r} ({option}){nearest(name, there)}")
             if there.count(name) > 1:
                 raise SourceError(f"{file.path} has {there.count(name)} columns {name!r}; rename all but one")
@@ -136,6 +154,8 @@ class UrlSource(Options):
     def _text_column(self, name: str, cells: list[Any], extra: pa.Schema) -> pa.Array:
         if name in self.columns:
             return converted(cells, extra.field(name).type)
+        if name == "fetch:boxes":
+            return _boxes(cells)
         # A URL that is no text is no URL; a caption or uid may have been written as a number.
         return converted([c if isinstance(c, str) else None for c in cells] if name == "url" else cells, pa.string())
 
@@ -143,6 +163,7 @@ class UrlSource(Options):
         found.setdefault("caption", pa.nulls(len(found["url"]), pa.string()))
         own = [name for name in ("url", "caption", "uid") if name in found]
         fields = [pa.field(name, pa.string()) for name in own] + list(extra)
+        fields += [pa.field(name, GIVEN[name][0]) for name in self._given]
         return pa.table([found[f.name] for f in fields], schema=pa.schema(fields))
 
     # Parquet
@@ -179,13 +200,36 @@ class UrlSource(Options):
             for batch in batches:
                 with reading(file.path):
                     found = {
-                        name: plain_column(
-                            batch.column(batch.schema.get_field_index(source)),
-                            extra.field(name).type if name in self.columns else pa.string(),
-                        )
+                        name: self._parquet_column(name, batch.column(batch.schema.get_field_index(source)), extra)
                         for name, source in wanted.items()
                     }
                 yield self._table(found, extra)
+
+    def _parquet_column(self, name: str, column: pa.Array, extra: pa.Schema) -> pa.Array:
+        if name == "fetch:boxes":
+            return _boxes(column.to_pylist())
+        return plain_column(column, extra.field(name).type if name in self.columns else pa.string())
+
+
+def _boxes(cells: Sequence[Any]) -> pa.Array:
+    """Cells of boxes as lists of four numbers each; what is none becomes a box without numbers, which costs that row.
+
+    A cell is a list of [left, top, right, bottom] or of structs with these names, or that as JSON text; NULL and empty
+    text: there are none.
+    """
+    return pa.array([_boxes_in(cell) for cell in cells], GIVEN["fetch:boxes"][0])
+
+
+def _boxes_in(cell: Any) -> list[list[float]] | None:
+    try:
+        found = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell or None
+        if found is None:
+            return None
+        names = ("left", "top", "right", "bottom")
+        boxes = [[float(box[n]) for n in names] if isinstance(box, Mapping) else list(map(float, box)) for box in found]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return [[]]
+    return boxes if all(len(box) == 4 and all(map(math.isfinite, box)) for box in boxes) else [[]]
 
 
 def _check_text(file: ListFile, role: str, field: pa.Field) -> None:

@@ -23,9 +23,15 @@ FORBIDDEN = {
     "yaml.full_load": "makes objects",
 }
 # What runs text because that is what it is for.
-RUNNERS = {"mmdata.operator_files": {"exec", "compile"}}  # the files of operators that the user's recipe names
+RUNNERS = {
+    "mmdata.operator_files": {"exec", "compile"},  # the files of operators that the user's recipe names
+    "mmdata.shipment": {"pickle.loads"},  # what a driver and the workers it started say over a pipe that only they have
+}
 # Modules that may start a process; a command is a list, never a line for a shell.
-STARTERS = {"mmdata.doctor": "asks nvidia-smi for the GPU's name"}
+STARTERS = {
+    "mmdata.doctor": "asks nvidia-smi for the GPU's name",
+    "mmdata.nursery": "a Python of its own, from which worker processes are forked",
+}
 
 
 def _calls(name: str) -> list[ast.Call]:

@@ -16,17 +16,19 @@ from packaging.utils import canonicalize_name
 
 # From the top down: a module imports from its own line or a lower one, never upwards, and never in a circle.
 LADDER = """
-cli export_command diff_command
-catalogue outlook sample answers inspect inspect.* demo demo.server doctor
-dataset readers.*
-driver feed tally intake ray_pool repeats pool resolve export card
-work column_buffer group_work attach_work clean query stories preflight source_entries run_record
+cli export_command diff_command retry_command download_command
+catalogue outlook sample answers inspect inspect.* demo demo.server doctor download download_options
+dataset retry readers.*
+driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits ray_tidings repeats pool resolve export card
+work column_buffer group_work attach_work clean query host_summary retry_work stories preflight source_entries run_record
 media_reader older_rows
-adopt media_cells media_ranges
-ingest ledger run_ledger selections computing coverage_log coverage_segments verdict_work survivors isolate generations
-plan planned layout publish funnel progress ingest_journal \
+adopt img2dataset_backend media_cells media_ranges
+ingest ledger run_ledger selections computing coverage_log coverage_segments host_state \
+verdict_work survivors isolate generations fetched_before
+plan planned layout sample_layout shard_layout publish funnel progress ingest_journal \
 export_shards export_rows export_plan export_order mixing exporters.*
-base_rows
+base_rows prepare host_gate
+host_desk
 store set_files numbered_files file_stamps column_files scratch lease local_disk worker_journal
 recipe_schema
 recipe filters filters_allowed

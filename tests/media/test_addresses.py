@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdata.media import addresses
-from mmdata.media.addresses import AddressRefused, BadUrl, PublicResolver, check_literal, parse_url, why_refused
+from mmdata.media.addresses import AddressRefused, BadUrl, check_literal, parse_url, why_refused
 
 URLS = {
     "http://a.test/x.jpg": "http://a.test/x.jpg",
@@ -115,43 +110,3 @@ def test_public_addresses_are_not(address: str) -> None:
 
 def test_names_are_not_literals() -> None:
     check_literal("localhost")  # its addresses are judged when it is resolved
-
-
-def resolve(monkeypatch: pytest.MonkeyPatch, answers: Any, allow_private: bool = False, times: int = 1) -> list[str]:
-    def look_up(host: str, port: Any, **options: Any) -> Any:
-        calls.append(host)
-        if isinstance(answers, Exception):
-            raise answers
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, 0)) for a in answers]
-
-    async def ask() -> list[str]:
-        resolver = PublicResolver(allow_private)
-        try:
-            asked = await asyncio.gather(*(resolver.resolve("x.test", 80) for _ in range(times)))
-        finally:
-            await resolver.close()
-        return [entry["host"] for entry in asked[0]]
-
-    calls: list[str] = []
-    monkeypatch.setattr(addresses, "_cache", {})
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    found = asyncio.run(ask())
-    assert len(calls) == 1
-    return found
-
-
-def test_the_resolver_hands_out_checked_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(monkeypatch, ["10.0.0.1", "8.8.8.8", "8.8.8.8", "::1"]) == ["8.8.8.8"]
-    assert resolve(monkeypatch, ["10.0.0.1"], allow_private=True) == ["10.0.0.1"]
-    with pytest.raises(AddressRefused, match=r"10\.0\.0\.1 \(private\)"):
-        resolve(monkeypatch, ["10.0.0.1"])
-
-
-def test_names_are_looked_up_once_and_temporary_failures_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(monkeypatch, ["8.8.8.8"], times=20) == ["8.8.8.8"]
-    with pytest.raises(socket.gaierror):
-        resolve(monkeypatch, socket.gaierror(socket.EAI_AGAIN, "later"))
-    assert addresses._cache == {}
-    with pytest.raises(socket.gaierror):
-        resolve(monkeypatch, socket.gaierror(socket.EAI_NONAME, "unknown"))
-    assert list(addresses._cache) == ["x.test"]

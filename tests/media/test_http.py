@@ -18,7 +18,7 @@ import pytest
 from server import JPEG, BadServer
 
 from mmdata.errors import RetryableError
-from mmdata.media import addresses
+from mmdata.media import addresses, resolver
 from mmdata.media.http import Client, Fetched, HttpLimits
 
 LIMITS = HttpLimits(user_agent="mmdata/test (+https://example.org/crawl)", timeout_s=5, allow_private=True)
@@ -208,7 +208,7 @@ def test_refused_connections_and_unknown_names(monkeypatch: pytest.MonkeyPatch) 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert fetch(f"http://127.0.0.1:{port}/").status == "connect"
-    monkeypatch.setattr(addresses, "_cache", {})
+    monkeypatch.setattr(resolver, "_cache", {})
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: (_ for _ in ()).throw(unknown))
     found = fetch("http://nowhere.test/", retries=3)
@@ -217,7 +217,7 @@ def test_refused_connections_and_unknown_names(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_any_dns_the_run_stops_at_once(server: BadServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "_cache", {})
+    monkeypatch.setattr(resolver, "_cache", {})
     down = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: (_ for _ in ()).throw(down))
     urls: list[str | None] = [f"http://host{n}.test/" for n in range(40)]
