@@ -106,7 +106,7 @@ def _header(card: Card, name: str) -> str:
     fields: dict[str, Any] = {
         "pretty_name": name,
         "size_categories": [next((label for limit, label in _SIZES if card.rows < limit), "n>1B")],
-        "tags": ["image-text", "mmdata", *card.writer.tags],
+        "tags": [f"{card.writer.shape.media_name}-text", "mmdata", *card.writer.tags],
         **card.writer.header(),
     }
     text: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
@@ -146,7 +146,9 @@ def _columns(card: Card) -> str:
     lines = ["| column | type | unit | where | meaning |", "|---|---|---|---|---|"]
     shape = card.writer.shape
     if "image" in card.writer.reserved and card.extensions:
-        lines.append("| image | struct&lt;bytes, path&gt; |  | parquet | the picture as stored; NULL = none |")
+        name = card.writer.shape.media_name
+        what = "picture" if name == "image" else name
+        lines.append(f"| {name} | struct&lt;bytes, path&gt; |  | parquet | the {what} as stored; NULL = none |")
     for c in card.columns:
         where = "json, parquet" if c.name in shape.json_names else "parquet"
         cells = [markdown_cell(c.name), markdown_cell(str(c.type)), c.unit, where, markdown_cell(c.meaning)]

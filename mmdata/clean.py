@@ -87,7 +87,7 @@ def by_kind(removed: Iterable[tuple[str, int]]) -> dict[str, tuple[int, int]]:
     sizes: Counter[str] = Counter()
     for name, size in removed:
         kind = "scratch" if name.startswith("/") else name.partition("/")[0]
-        kind = "temporary" if name.rpartition("/")[2].startswith(TEMPORARY) else kind
+        kind = "temporary" if any(part.startswith(TEMPORARY) for part in name.split("/")) else kind
         files[kind] += 1
         sizes[kind] += size
     return {kind: (files[kind], sizes[kind]) for kind in sorted(files, key=lambda k: (-sizes[k], k))}
@@ -133,7 +133,7 @@ def unreferenced(
     named = {name for current in selections.values() for name in _names(current)}
     computing, stale = sets_being_computed(store, forgotten)
     sets = computing | {s for current in selections.values() for s in current.set_names}
-    loose = {n for n in files if n.rpartition("/")[2].startswith(TEMPORARY)} | stale
+    loose = {n for n in files if any(part.startswith(TEMPORARY) for part in n.split("/"))} | stale
     newest = set(_newest(files))
     for name in files:
         kind, _, rest = name.partition("/")

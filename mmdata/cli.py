@@ -15,6 +15,7 @@ from mmdata.diff_command import diff_command
 from mmdata.download_command import download_command
 from mmdata.errors import MmdataError, RecipeError
 from mmdata.export_command import export_command
+from mmdata.retry_command import retry_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -227,6 +228,7 @@ def why(
 app.command("download", add_help_option=False, context_settings={"ignore_unknown_options": True})(download_command)
 app.command("export")(export_command)
 app.command("diff")(diff_command)
+app.command("retry")(retry_command)
 
 
 @app.command()

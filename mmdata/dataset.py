@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from mmdata.driver import Report
     from mmdata.export import ExportResult
+    from mmdata.progress import Progress
     from mmdata.recipe import Recipe
 
-__all__ = ["Dataset", "StepStory", "Story", "open", "run"]
+__all__ = ["Dataset", "StepStory", "Story", "export_of", "open", "run"]
 
 
 class Dataset:
@@ -195,6 +196,17 @@ class Dataset:
             raise RecipeError(describe_errors("export", error, ExportOptions)) from None
         return export(self, read, self.current.recipe if self.current is not None else None, opener=open)
 
+    def retry(self, errors: Sequence[str] = (), **how: Any) -> Dataset:
+        """Fetch failed rows again, then run the recipe that was run last, which computes just these; the dataset anew.
+
+        `errors`: their statuses, such as `["timeout", "http_5xx"]`; none = those that pass (`mmdata.retry.PASSING`).
+        `how`: `overrides` of options that only say how to fetch (`["fetch.timeout_s=60"]`), and `runner`, `workers`,
+        `address`, `device`, `quiet` as in `mmdata.run`. RecipeError for a status that is never tried again.
+        """
+        from mmdata.retry import retry
+
+        return retry(self.store.url, errors, **how).dataset
+
     def funnel(self) -> Funnel:
         """What became of every row, step by step; rows in = kept + dropped + failed, proved."""
         current = self._seen()
@@ -264,7 +276,6 @@ def run(
     """
     from mmdata import recipe as recipes
     from mmdata.driver import RunOptions, execute
-    from mmdata.export import export
     from mmdata.preflight import prove
     from mmdata.progress import Progress
 
@@ -274,21 +285,21 @@ def run(
         read = recipes.parse(recipe, overrides=overrides)
     proved = prove(read)
     with Progress(quiet=quiet) as progress:
-
-        def write_export(current: ledger.Current) -> None:
-            if read.export is not None:
-                finished = Dataset(read.dataset, read.name)
-                with progress.step("export", finished.funnel().kept) as line:
-                    export(
-                        finished,
-                        read.export,
-                        current.recipe,
-                        lambda rows: line.advance(done=rows),
-                        opener=open,
-                    )
-
         options = RunOptions(runner, workers, address, device, allow_mixed)
-        report = execute(proved, options, progress, write_export)
+        report = execute(proved, options, progress, export_of(read, progress))
     made = Dataset(read.dataset, read.name)
     made.report = report
     return made
+
+
+def export_of(recipe: Recipe, progress: Progress) -> Callable[[ledger.Current], None]:
+    """What a run does at its end: the export of the recipe, if it has one."""
+    from mmdata.export import export
+
+    def write(current: ledger.Current) -> None:
+        if recipe.export is not None:
+            made = Dataset(recipe.dataset, recipe.name)
+            with progress.step("export", made.funnel().kept) as line:
+                export(made, recipe.export, current.recipe, lambda rows: line.advance(done=rows), opener=open)
+
+    return write

@@ -50,7 +50,10 @@ EXTRAS: dict[str, Extra] = {
     "gcs": Extra("datasets and sources on gs://", {"gcsfs": 45}),
     "azure": Extra("datasets and sources on abfs://", {"adlfs": 25}),
     "lance": Extra("export.format lance", {"pylance": 225}),
+    "heic": Extra("pictures in HEIC, as phones take them", {"pillow-heif": 27}),
+    "jxl": Extra("pictures in JPEG XL", {"pillow-jxl-plugin": 7}),
     "mds": Extra("export.format mds, in an environment of its own", {"mosaicml-streaming": 570}, apart=True),
+    "img2dataset": Extra("fetch.backend img2dataset, in an environment of its own", {"img2dataset": 240}, apart=True),
 }
 _DRIVER, _DEVICE = Path("/proc/driver/nvidia/gpus"), Path("/dev/nvidia0")
 _CORE = ("ray", "duckdb", "pyarrow", "datasets", "webdataset")

@@ -28,6 +28,7 @@ from mmdata.exporters.shape import Format, Shape
 from mmdata.layout import ExportColumn, Survey, columns_to_ask, export_columns
 from mmdata.mixing import Exportable, Opener, Part, divide, open_parts
 from mmdata.publish import FORMAT, Attempt, Finished, Target, size_on_disk
+from mmdata.sample_media import media_name
 from mmdata.settings import ExportOptions
 
 __all__ = ["ExportOptions", "ExportResult", "Exportable", "export"]
@@ -105,7 +106,12 @@ class _Job:
             options = options.model_copy(update={"columns": ("uid",)})
         self.with_media = form.media == "always" or (form.media == "asked" and options.include_media)
         schema = _schema(parts, options)
-        self.columns = _columns(parts, schema, options, meanings, form)
+        names = {
+            media_name(p.dataset.kept(p.dataset.shards()[0], []).schema.names) for p in parts if p.dataset.shards()
+        }
+        self.media_name = names.pop() if len(names) == 1 else "media" if names else "image"
+        form.require_media(self.media_name)
+        self.columns = _columns(parts, schema, options, meanings, form, self.media_name)
         boxes = boxes_type(schema, options.blur) if len(schema) else None
         self.rows = Rows(parts, self.columns, options, boxes)
         self.survey = Survey(self.columns)
@@ -127,6 +133,7 @@ class _Job:
             options=options,
             identity=self.identity,
             full_names=self.survey.full_columns(),
+            media_name=self.media_name,
         )
         self.writer = form(shape)
 
@@ -240,11 +247,17 @@ def _schema(parts: list[Part], options: ExportOptions) -> pa.Schema:
 
 
 def _columns(
-    parts: list[Part], schema: pa.Schema, options: ExportOptions, meanings: Mapping[str, str], form: type[Format]
+    parts: list[Part],
+    schema: pa.Schema,
+    options: ExportOptions,
+    meanings: Mapping[str, str],
+    form: type[Format],
+    medium: str,
 ) -> tuple[ExportColumn, ...]:
     if not len(schema):
         return ()
     reserved = form.reserved if form.media == "always" or options.include_media else ()
+    reserved = tuple(medium if name == "image" else name for name in reserved)
     only = {"uid"} if form.media == "never" else None  # the one format without media writes uids alone
     chosen = options.columns
     made = {name: text for part in reversed(parts) for name, text in _makers(part.dataset).items()}

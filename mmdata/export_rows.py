@@ -18,6 +18,7 @@ from mmdata.export_order import chosen, ordered
 from mmdata.export_plan import PLACES
 from mmdata.layout import ExportColumn, columns_to_ask, project
 from mmdata.mixing import Part, interleaved_counts
+from mmdata.sample_media import with_medium
 from mmdata.settings import ExportOptions
 
 __all__ = ["MIXED_FROM", "Rows"]
@@ -47,7 +48,7 @@ class Rows:
         asked = columns_to_ask(options.columns)
         if options.blur is not None and asked is not None:
             asked = list(dict.fromkeys([*asked, options.blur]))
-        table = part.dataset.kept(shard, asked)
+        table = with_medium(part.dataset.kept(shard, asked))
         if part.name:
             place = table.schema.get_field_index("key")
             table = table.set_column(place, "key", part.key_of(table.column("key"), passing))

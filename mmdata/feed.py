@@ -136,4 +136,4 @@ def _make_pool(
         return ProcessPool(workers, device, tick, desk)
     from mmdata.ray_pool import RayPool
 
-    return RayPool(workers, address, device, tick)
+    return RayPool(workers, address, device, tick, desk)

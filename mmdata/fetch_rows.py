@@ -123,7 +123,9 @@ class _Work:
                 for fetch, part in ((singly, alone), (self._fetch, rest)):
                     if part:
                         jobs = [ToFetch(row.index, row.url) for row in part]
-                        await fetch_all(jobs, fetch, make_gate(), deliver, blocked=blocked, watch=watch)
+                        await fetch_all(
+                            jobs, fetch, make_gate(), deliver, deliveries=2 * count, blocked=blocked, watch=watch
+                        )
                 with self._explained():
                     tar.close()
         finally:
@@ -134,13 +136,12 @@ class _Work:
             return Found(fetched, Prepared(fetched.status, fetched.detail))
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(pool, self._prepare, row, fetched.data)
-        found = Found(replace(fetched, data=None), _without_bytes(prepared))
+        found = Found(replace(fetched, data=None), replace(prepared, data=None, original=None))
         with self._explained():
             if prepared.data is not None:
                 found.place = tar.append(member_name(row.key, str(prepared.ext), self._fetch), prepared.data)
-            original = getattr(prepared, "original", None)
-            if original is not None:
-                found.original_place = tar.append(f"{row.key}.original.{prepared.original_ext}", original)
+            if prepared.original is not None:
+                found.original_place = tar.append(f"{row.key}.original.{prepared.original_ext}", prepared.original)
             if self._beside is not None and found.place is not None:
                 for ext, data in self._beside(row, found):
                     tar.append(f"{row.key}.{ext}", data)
@@ -166,12 +167,7 @@ class _Work:
             return self._prepared(row, data)
 
     def _prepared(self, row: RowToFetch, data: bytes) -> Prepared:
-        asked = {"expected_hash": row.expected_hash, "boxes": row.boxes, "earlier": self._earlier}
-        return prepare(data, self._fetch, self._blocks, **{k: v for k, v in asked.items() if v is not None})
-
-
-def _without_bytes(prepared: Prepared) -> Prepared:
-    return replace(prepared, **{n: None for n in ("data", "original") if hasattr(prepared, n)})
+        return prepare(data, self._fetch, self._blocks, row.expected_hash, row.boxes, self._earlier)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

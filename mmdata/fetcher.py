@@ -72,22 +72,23 @@ async def fetch_all(
     gate: Gate,
     deliver: Deliver,
     *,
+    deliveries: int = 8,
     blocked: Callable[[str], str | None] | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Fetch every job's URL and `deliver` what became of it; the body counts as held in memory until that returns.
 
+    While more than `deliveries` bodies wait for `deliver` to return, more fetching at once would gain nothing.
     `blocked` is asked before every request, also where a redirect leads: the words it gives become the detail of the
     status `blocked`, and nothing is sent there.
     """
     async with Client(_limits(fetch)) as client, gate:
-        await _Fetching(client, fetch, gate, deliver, blocked, watch).run(jobs)
+        await _Fetching(client, fetch, gate, deliver, deliveries, blocked, watch).run(jobs)
 
 
 def _limits(fetch: FetchOptions) -> HttpLimits:
     return HttpLimits(
         user_agent=user_agent(fetch),
-        timeout_s=fetch.timeout_s,
         max_bytes=fetch.max_bytes,
         allow_private=fetch.allow_private,
         bytes_in_flight=fetch.bytes_in_flight,
@@ -106,12 +107,14 @@ class _Fetching:
         fetch: FetchOptions,
         gate: Gate,
         deliver: Deliver,
+        deliveries: int,
         blocked: Callable[[str], str | None] | None,
         watch: Watch | None,
     ) -> None:
         self._client, self._fetch, self._gate = client, fetch, gate
         self._deliver, self._blocked, self._watch = deliver, blocked, watch
-        self._agent = user_agent(fetch)
+        self._deliveries, self._delivering = deliveries, 0
+        self._agent = opt_out.product_token(user_agent(fetch))
         self._loop = asyncio.get_running_loop()
         self._schedule = Schedule(gate, fetch.timeout_s, fetch.defer_after_s)
         self._concurrency = Concurrency(fetch.concurrency)
@@ -254,8 +257,8 @@ class _Fetching:
                 self._schedule.ended(job, "cancelled")
                 raise
             self._outage.note(job.host, found)
-            was_full = len(self._tasks) >= self._concurrency.limit
-            self._concurrency.note(job.host, found.status, was_full)
+            is_short = len(self._tasks) >= self._concurrency.limit and self._delivering <= self._deliveries
+            self._concurrency.note(job.host, found.status, is_short)
             self._schedule.ended(job, "cancelled" if found.is_outage else found.status, found.pause_s)
             self._wake.set()
             job.attempts += found.sent and not job.hops
@@ -304,8 +307,11 @@ class _Fetching:
         """A robots.txt has come, or will not: on with the rows that wait for it."""
         origin = str(job.first.origin())
         waiting = self._parked.pop(origin, [])
-        if found.status in ("ok", "http_4xx", "too_many_redirects", "too_large"):
-            rules = robots.Rules.parse(found.http_status or 404, found.data or b"")
+        # A file that cannot be read, or whose redirects lead nowhere, forbids nothing (RFC 9309, 2.3.1.2 and 2.3.1.3).
+        astray = found.status == "bad_url" or (job.hops > 0 and found.status == "refused_address")
+        if astray or found.status in ("ok", "http_4xx", "too_many_redirects", "too_large", "decode", "not_media"):
+            is_text = found.status in ("ok", "too_large")
+            rules = robots.Rules.parse(200 if is_text else 404, found.data or b"")
             _robots.put(origin, rules)
             if (delay := rules.crawl_delay_s(self._agent)) is not None:
                 self._gate.slow(job.host, delay)
@@ -341,7 +347,9 @@ class _Fetching:
         await self._hand_over(job.index, fetched)
 
     async def _hand_over(self, index: int, fetched: Fetched) -> None:
+        self._delivering += 1
         await self._deliver(index, fetched)
+        self._delivering -= 1
         if self._watch is not None:
             self._watch.rows(1)
 

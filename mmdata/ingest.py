@@ -169,7 +169,7 @@ def fetched_columns(found: Sequence[Found], fetch: FetchOptions, tar_name: str) 
     for name in _OF_PREPARED:
         made[name] = [getattr(f.prepared, name) for f in found]
     if fetch.compute_hash is not None:
-        made[fetch.compute_hash] = [getattr(f.prepared, "extra_hash", None) for f in found]
+        made[fetch.compute_hash] = [f.prepared.extra_hash for f in found]
     for role in fetched_roles(fetch.media, fetch.store):
         parts = [_reference(f, role, fetch, tar_name) for f in found]
         for number, column in enumerate(media_reference(role)):
@@ -180,7 +180,7 @@ def fetched_columns(found: Sequence[Found], fetch: FetchOptions, tar_name: str) 
 def _reference(found: Found, role: str, fetch: FetchOptions, tar_name: str) -> tuple[Any, ...]:
     """Path, offset, size and extension of one role's media; all None where the row has none."""
     if role == "original":
-        place, ext = found.original_place, getattr(found.prepared, "original_ext", None)
+        place, ext = found.original_place, found.prepared.original_ext
     else:
         ext = found.prepared.ext
         place = found.place if ext is not None and role_of(fetch.media, ext) == role else None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmdata.columns import BASE_COLUMNS, MEDIA_ROLES, media_reference
+from mmdata.columns import BASE_COLUMNS, MEDIA_ROLES, media_reference, role_of
 from mmdata.errors import RecipeError, nearest
 
 __all__ = [
@@ -222,12 +222,18 @@ class Survey:
     def image_extension(self) -> str | None:
         """The one extension of every image: theirs where they share one, else `jpg`; None when no row has an image.
 
-        Samples of a tar must have the same members. Readers look at the bytes, so a PNG called `.jpg` opens.
+        Samples of a tar must have the same members. Readers look at the bytes, so a PNG called `.jpg` opens. Of sound
+        and video it is the most frequent one, and `bin` where there are pictures among them.
         """
         kinds = [e for e in self.extensions if e is not None]
         if not kinds:
             return None
-        return kinds[0] if len(kinds) == 1 else "jpg"
+        if len(kinds) == 1:
+            return kinds[0]
+        roles = {role_of("any", e) for e in kinds}
+        if "image" in roles:
+            return "jpg" if roles == {"image"} else "bin"
+        return max(sorted(kinds), key=lambda e: self.extensions[e])
 
 
 def _extension(ext: str | None) -> str | None:

@@ -36,7 +36,6 @@ _PR_SET_PDEATHSIG = 1
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 
 
-
 class Nursery:
     """The driver's side. Not for several threads at once, but for `fate`."""
 

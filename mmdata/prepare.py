@@ -181,6 +181,7 @@ def _stored(
         fetch.downscale_interpolation,
         fast,
         _blurred(boxes) if boxes else None,
+        (info.width, info.height),
     )
     del picture
     if to_srgb is not None:

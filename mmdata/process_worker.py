@@ -9,6 +9,7 @@ once. A second thread reads, so that neither waits for the work.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -99,6 +100,7 @@ class _Worker:
                     self._answers.put(data)
                 elif data[:1] == STOP:
                     self.stopping = True
+                    logging.disable()  # what libraries say of work that is broken off is of no use to anybody
                     self._work.put(data)
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 else:

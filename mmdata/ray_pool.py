@@ -1,7 +1,8 @@
 """The pool on Ray core: fetching and plain passes are tasks, passes with a model run on actors that keep it open.
 
 Only descriptors travel. Ray retries nothing for us (`max_retries=0`): the driver counts deaths itself, and sends the
-item of a dead worker back to the node whose scratch holds its journal. The only module that imports ray.
+item of a dead worker back to the node whose scratch holds its journal. What workers tell of an item, and what hosts
+allow, is in one actor beside the driver, so that it is the same for all nodes. The only module that imports ray.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mmdata.errors import MissingExtra, RetryableError, StoreError
-from mmdata.pool import Finished, Item, Unwatched, perform
+from mmdata.pool import Finished, IngestContext, Item, perform
 from mmdata.shipment import Shipment
+from mmdata.slots import Slots
+from mmdata.worker_limits import limit_worker
+
+if TYPE_CHECKING:
+    from mmdata.host_desk import BookDesk, Message, Reply
+    from mmdata.host_gate import Gate
 
 __all__ = ["RayPool", "by_value"]
 
 _TOLD_EVERY_S = 1.0
+_ANSWER_S = 30.0
 
 
 class RayPool:
@@ -35,6 +43,7 @@ class RayPool:
         address: str | None = None,
         device: str = "auto",
         tick: Callable[[int], None] | None = None,
+        desk: BookDesk | None = None,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -48,9 +57,9 @@ class RayPool:
             self._start(workers, address)
         resources = self._ray.cluster_resources()
         cluster_cpus = int(resources.get("CPU", 1))
-        self.slots = max(1, min(workers or cluster_cpus, cluster_cpus))
-        self.gpus = float(resources.get("GPU", 0))
-        self.device = ("cuda" if self.gpus else "cpu") if device == "auto" else device
+        gpus = float(resources.get("GPU", 0))
+        self.device = ("cuda" if gpus else "cpu") if device == "auto" else device
+        self._slots = Slots(max(1, min(workers or cluster_cpus, cluster_cpus)), gpus, self.device == "cuda")
         self._nodes = [n["NodeID"] for n in self._ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
         self._turn = itertools.cycle(self._nodes)
         self._contexts: dict[str, Any] = {}
@@ -60,7 +69,9 @@ class RayPool:
         self._perform = self._ray.remote(_perform)
         self._actor_class = self._ray.remote(_Actor)
         self._tick = tick
-        self._ticker: Any = None
+        self._desk = desk
+        self._tidings: Any = None
+        self._tails: set[str] = set()  # attempts of shards in flight that only wait
 
     def _start(self, workers: int | None, address: str | None) -> None:
         where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
@@ -75,20 +86,11 @@ class RayPool:
         """Put the context into the object store once, with the files of operators it refers to."""
         self._contexts[name] = self._ray.put(Shipment.of(context, by_value()))
 
-    def _fetching(self) -> int:
-        return sum(item.kind == "ingest" for item, _, _ in self._flights.values())
-
     def has_room(self, item: Item) -> bool:
-        """Whether a CPU is free for it; fetching never takes the last half from a model, nor a model from fetching."""
-        if len(self._flights) >= self.slots:
-            return False
-        if item.kind == "ingest" and self._actors:
-            return self._fetching() < max(1, self.slots - self._actors)
-        if item.on_actor and not self._idle:
-            if self.device == "cuda" and item.gpu and (self._actors + 1) * item.gpu > self.gpus:
-                return False
-            return self._actors == 0 or self._actors + self._fetching() < self.slots
-        return True
+        """Whether a slot is free for it."""
+        flying = [other for other, _, _ in self._flights.values()]
+        tails = sum(other.attempt in self._tails for other in flying)
+        return self._slots.has_room(item, flying, tails, self._actors, len(self._idle))
 
     def submit(self, item: Item, node: str | None = None) -> None:
         """Start it, on that node if it is still there."""
@@ -99,22 +101,36 @@ class RayPool:
             return
         at = node or next(self._turn)
         # A device is asked for only to settle what a model needs; nothing else of a task uses one.
-        gpus = min(1.0, self.gpus) if item.kind == "resolve" else 0
+        gpus = min(1.0, self._slots.gpus) if item.kind == "resolve" else 0
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(at, soft=True)
-        options: dict[str, Any] = {"num_cpus": 0 if self.slots == 1 else 1, "num_gpus": gpus, "max_retries": 0}
+        # Fetching is counted by `has_room` alone: a shard in its tail holds no CPU, and Ray cannot be told so later.
+        cpus = 0 if self._slots.count == 1 or item.kind == "ingest" else 1
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
         if not gpus:
             options["scheduling_strategy"] = strategy
-        watched = item.kind == "ingest" and self._tick is not None
-        if watched and self._ticker is None:
-            self._ticker = self._ray.remote(_Ticker).options(num_cpus=0).remote()
-        reference = self._perform.options(**options).remote(context, item, self._ticker if watched else None)
+        tidings = self._told() if item.kind == "ingest" else None
+        on_node = -(-self._slots.count // len(self._nodes))
+        is_gated = self._desk is not None
+        reference = self._perform.options(**options).remote(context, item, tidings, is_gated, on_node)
         self._flights[reference] = (item, at, None)
+
+    def _told(self) -> Any:
+        """The actor that workers tell and ask, beside the driver; from then on it keeps the book of hosts."""
+        if self._tidings is None:
+            here = self._ray.get_runtime_context().get_node_id()
+            strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+            options = {"num_cpus": 0, "scheduling_strategy": strategy}
+            self._tidings = self._ray.remote(_Tidings).options(**options).remote(self._desk)
+            if self._desk is not None:
+                self._desk.lend(_RemoteDesk(self._tidings))
+        return self._tidings
 
     def _take_actor(self, node: str | None, gpu: float) -> tuple[Any, str]:
         for index, (_, at) in enumerate(self._idle):
             if node is None or at == node:
                 return self._idle.pop(index)
-        options: dict[str, Any] = {"num_cpus": 0 if self.slots == 1 else 1, "max_restarts": 0, "max_task_retries": 0}
+        cpus = 0 if self._slots.count == 1 else 1
+        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if gpu:
             options["num_gpus"] = gpu
         if node is not None:
@@ -129,10 +145,16 @@ class RayPool:
         self._actors += 1
         return actor, at
 
-    def wait(self) -> Finished:
-        """The next item that ends."""
+    def wait(self) -> Finished | None:
+        """The next item that ends; None when a shard has come to its tail, so that there may be room."""
         reference = self._next()
+        if reference is None:
+            return None
         item, node, actor = self._flights.pop(reference)
+        self._tails.discard(item.attempt)
+        if self._desk is not None and item.kind == "ingest":
+            with contextlib.suppress(OSError):
+                self._desk.forget(item.attempt)
         try:
             finished = Finished(item, self._ray.get(reference), node=node)
         except self._ray.exceptions.RayTaskError as error:
@@ -154,14 +176,26 @@ class RayPool:
         return finished
 
     def _next(self) -> Any:
-        """The next reference that is ready; rows fetched meanwhile are told as they come."""
+        """The next reference that is ready, None when a shard has come to its tail; rows are told as they come."""
         while True:
             ready, _ = self._ray.wait(list(self._flights), num_returns=1, timeout=_TOLD_EVERY_S)
-            if self._ticker is not None and self._tick is not None and self._fetching():
-                with contextlib.suppress(self._ray.exceptions.RayError):  # a lost count is no reason to stop
-                    self._tick(self._ray.get(self._ticker.take.remote(), timeout=_TOLD_EVERY_S))
+            tails = self._hear() if any(item.kind == "ingest" for item, _, _ in self._flights.values()) else set()
+            self._tails |= tails
             if ready:
                 return ready[0]
+            if tails:
+                return None
+
+    def _hear(self) -> set[str]:
+        """Count the rows that came since the last call; the shards that came to their tails."""
+        try:
+            rows, tails = self._ray.get(self._told().take.remote(), timeout=_TOLD_EVERY_S)
+        except self._ray.exceptions.RayError:
+            return set()  # a lost count is no reason to stop
+        if self._tick is not None and rows:
+            self._tick(rows)
+        flying = {item.attempt for item, _, _ in self._flights.values()}
+        return set(tails) & flying
 
     def recycle(self) -> None:
         """Stop the idle actors; the next pass starts its own."""
@@ -179,6 +213,10 @@ class RayPool:
                 self._ray.kill(actor)
         self._flights.clear()
         self.recycle()
+        if self._desk is not None:
+            self._desk.take_back()
+        if self._tidings is not None:
+            self._ray.kill(self._tidings)
         if self._owns_cluster:
             self._ray.shutdown()
 
@@ -191,37 +229,110 @@ def by_value() -> Callable[[Any], bytes]:
     return dumps
 
 
-class _Ticker:
-    """Counts fetched rows between two looks of the driver."""
+class _Tidings:
+    """An actor: what workers tell between two looks of the driver, and the book of hosts while it is lent."""
 
-    def __init__(self) -> None:
+    def __init__(self, desk: BookDesk | None) -> None:
+        self._desk = desk
         self._rows = 0
+        self._tails: list[str] = []
 
     def add(self, rows: int) -> None:
-        """So many more."""
+        """So many more rows are fetched."""
         self._rows += rows
 
-    def take(self) -> int:
-        """What came since the last call."""
-        rows, self._rows = self._rows, 0
-        return rows
+    def tail(self, attempt: str) -> None:
+        """This shard only waits."""
+        self._tails.append(attempt)
+
+    def take(self) -> tuple[int, list[str]]:
+        """Rows and tails since the last call."""
+        told = self._rows, self._tails
+        self._rows, self._tails = 0, []
+        return told
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """A method of the desk."""
+        return getattr(self._desk, method)(*arguments)
 
 
-def _perform(shipment: Shipment, item: Item, ticker: Any) -> Any:
-    """Do one item as a task; fetched rows are told at most once a second."""
+class _RemoteDesk:
+    """A desk in the actor `tidings`, from anywhere in the cluster; ConnectionError when it is gone or silent."""
+
+    def __init__(self, tidings: Any) -> None:
+        self._tidings = tidings
+
+    def answer(self, client: str, messages: Sequence[Message]) -> list[Reply]:
+        """As BookDesk's."""
+        replies: list[Reply] = self._ask("answer", client, messages)
+        return replies
+
+    def forget(self, client: str) -> None:
+        """As BookDesk's."""
+        self._ask("forget", client)
+
+    def changed(self) -> dict[str, Any] | None:
+        """As BookDesk's."""
+        saved: dict[str, Any] | None = self._ask("changed")
+        return saved
+
+    def _ask(self, *question: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(self._tidings.ask.remote(*question), timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(f"Ray: {error}") from error
+
+
+def _perform(shipment: Shipment, item: Item, tidings: Any, is_gated: bool, slots: int) -> Any:
+    """Do one item as a task; this node has so many `slots`."""
+    limit_worker()
     context = shipment.open()
-    if ticker is None:
+    if tidings is None:
         return perform(context, item)
-    held, told = 0, time.monotonic()
+    threads = max(1, len(os.sched_getaffinity(0)) // slots)
+    return perform(context, item, _Told(tidings, item.attempt), _gates(tidings, context) if is_gated else None, threads)
 
-    def tick(rows: int) -> None:
-        nonlocal held, told
-        held += rows
-        if time.monotonic() - told >= _TOLD_EVERY_S:
-            ticker.add.remote(held)
-            held, told = 0, time.monotonic()
 
-    return perform(context, item, Unwatched(tick))
+def _gates(tidings: Any, context: IngestContext) -> Callable[[str], Gate]:
+    from mmdata.host_desk import rules_of
+    from mmdata.host_gate import LinkedGate
+
+    desk, rules = _RemoteDesk(tidings), rules_of(context.fetch)
+
+    def gate(client: str) -> Gate:
+        def exchange(messages: list[Message]) -> list[Reply]:
+            try:
+                return desk.answer(client, messages)
+            except ConnectionError as error:
+                raise RetryableError(
+                    f"what hosts allow is not known any more ({error}); the same command goes on"
+                ) from error
+
+        return LinkedGate(exchange, rules)
+
+    return gate
+
+
+class _Told:
+    """A `Watch` that tells the actor; rows at most once a second."""
+
+    def __init__(self, tidings: Any, attempt: str) -> None:
+        self._tidings, self._attempt = tidings, attempt
+        self._held, self._at = 0, time.monotonic()
+        self._in_tail = False
+
+    def rows(self, count: int) -> None:
+        self._held += count
+        if time.monotonic() - self._at >= _TOLD_EVERY_S:
+            self._tidings.add.remote(self._held)
+            self._held, self._at = 0, time.monotonic()
+
+    def tail(self) -> None:
+        if not self._in_tail:
+            self._in_tail = True
+            self._tidings.tail.remote(self._attempt)
 
 
 class _Actor:

@@ -31,7 +31,7 @@ from mmdata import fetch_rows
 from mmdata.columns import STATUSES, base_schema
 from mmdata.errors import RetryableError, StoreError
 from mmdata.ingest import IngestCounts, ingest_shard, key_of, uid_of
-from mmdata.media import addresses, image
+from mmdata.media import image, resolver
 from mmdata.pool import Unwatched
 from mmdata.prepare import prepare
 from mmdata.settings import FetchOptions
@@ -283,7 +283,7 @@ def test_no_network_stops_the_shard(store: Store, monkeypatch: pytest.MonkeyPatc
     def look_up(*args: Any, **options: Any) -> Any:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(addresses, "_cache", {})
+    monkeypatch.setattr(resolver, "_cache", {})
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with pytest.raises(RetryableError, match="no DNS"):
         ingest_shard(store, 0, listed([f"http://h{n}.test/" for n in range(100)]), "urls", FETCH, "a1")

@@ -84,6 +84,12 @@ class Energon(WebDataset):
             sync(meta / name)
         return sorted(f".nv-meta/{name}" for name in [*texts, "index.sqlite"])
 
+    @classmethod
+    def require_media(cls, name: str) -> None:
+        """Energon's types of samples that are written here are those of images."""
+        if name != "image":
+            raise RecipeError(f"export.format: energon is written for images, and this is {name}; choose webdataset")
+
     def _sample_type(self) -> dict[str, object]:
         """Energon's type for image and caption, for images alone, or for texts; `json` stays in the tar."""
         image, text = self.shape.extension, self.shape.has_text

@@ -30,7 +30,10 @@ class HuggingFace(ParquetFiles):
 
         features = datasets.Features.from_arrow_schema(self.shape.schema)
         if self.shape.with_media:
-            features = datasets.Features({"image": datasets.Image(), **features})
+            name = self.shape.media_name
+            kind = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}.get(name)
+            plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+            features = datasets.Features({name: plain if kind is None else kind(), **features})
         return features
 
     def schema(self) -> pa.Schema:

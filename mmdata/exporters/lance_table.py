@@ -45,7 +45,7 @@ class LanceTable(Format):
         return not name.startswith(".fragments/")
 
     def _schema(self) -> pa.Schema:
-        image = [pa.field("image", pa.large_binary())] if self.shape.with_media else []
+        image = [pa.field(self.shape.media_name, pa.large_binary())] if self.shape.with_media else []
         return pa.schema([*image, *self.shape.schema])
 
     def write(self, shard: int, shards: int, chunks: Iterable[Chunk], folder: Path) -> None:

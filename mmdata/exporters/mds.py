@@ -52,7 +52,7 @@ class Mds(Format):
     def _columns(self) -> dict[str, str]:
         full = set(self.shape.full_names)
         found = {f.name: _encoding(f.type) if f.name in full else "json" for f in self.shape.schema}
-        return {**({"image": "bytes"} if self.shape.with_media else {}), **found}
+        return {**({self.shape.media_name: "bytes"} if self.shape.with_media else {}), **found}
 
     def write(self, shard: int, shards: int, chunks: Iterable[Chunk], folder: Path) -> None:
         """Let MDSWriter write one shard, and give it its number."""
@@ -79,7 +79,7 @@ class Mds(Format):
                 sample = {n: _value(v, columns[n]) for n, v in record.items()}
                 if self.shape.with_media:
                     media = chunk.media(row)
-                    sample["image"] = b"" if media is None else media[1]
+                    sample[self.shape.media_name] = b"" if media is None else media[1]
                 yield sample
 
     def finish(self, folder: Path, plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""`00000.parquet` …, with the image in a column `image`: struct of `bytes` and `path` (`<key>.<extension>`).
+"""`00000.parquet` …, with media in a column `image` (or `audio` …): struct of `bytes` and `path` (`<key>.<extension>`).
 
 That is the form Hugging Face datasets decodes as Image (the file's metadata says so). `shard_size` and
 `row_group_bytes` count uncompressed bytes of images and values; a row group holds at least one row.
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mmdata.column_files import PARQUET
 from mmdata.exporters.shape import Chunk, Format, Media, sync, value_bytes
+from mmdata.sample_media import FEATURES
 
 __all__ = ["ParquetFiles"]
 
@@ -56,8 +57,12 @@ class ParquetFiles(Format):
         """Of the files: the image first, then the exported columns."""
         if not self.shape.with_media:
             return self.shape.schema
-        features = {"info": {"features": {"image": {"_type": "Image"}}}}
-        return pa.schema([_image_field(), *self.shape.schema], metadata={"huggingface": json.dumps(features)})
+        name = self.shape.media_name
+        found = pa.schema([_media_field(name), *self.shape.schema])
+        if name not in FEATURES:
+            return found
+        features = {"info": {"features": {name: {"_type": FEATURES[name]}}}}
+        return found.with_metadata({"huggingface": json.dumps(features)})
 
     def write(self, shard: int, shards: int, chunks: Iterable[Chunk], folder: Path) -> None:
         """Write the file, a row group at a time."""
@@ -83,7 +88,9 @@ class ParquetFiles(Format):
         def take() -> pa.Table:
             group = rows.take()
             if with_media:
-                group = pa.table([pa.array(images, schema.field("image").type), *group.columns], schema=schema)
+                group = pa.table(
+                    [pa.array(images, schema.field(self.shape.media_name).type), *group.columns], schema=schema
+                )
                 images.clear()
             return group
 
@@ -123,8 +130,8 @@ class ParquetFiles(Format):
         )
 
 
-def _image_field() -> pa.Field:
-    return pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
+def _media_field(name: str) -> pa.Field:
+    return pa.field(name, pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
 
 
 def _image(key: str, media: Media | None) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ class Shape:
     """`schema`: the exported columns. `json_names`: those in each sample's `.json`; `full_names`: without a NULL.
 
     `extension`: the one that all images share (see `Survey.image_extension`), None when no row has an image.
-    `identity`: of the export.
+    `identity`: of the export. `media_name`: what the samples' medium is called, see `sample_media`.
     """
 
     schema: pa.Schema
@@ -45,6 +45,7 @@ class Shape:
     options: ExportOptions
     identity: str = ""
     full_names: tuple[str, ...] = ()
+    media_name: str = "image"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Format:
     @classmethod
     def require(cls) -> None:
         """MissingExtra when a package is not installed."""
+
+    @classmethod
+    def require_media(cls, name: str) -> None:
+        """RecipeError for a medium (see `sample_media.media_name`) that the format cannot hold."""
 
     def files(self, shard: int, shards: int) -> tuple[str, ...]:
         """The files of a shard of so many; a name that ends with a slash is a folder."""

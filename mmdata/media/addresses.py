@@ -20,6 +20,13 @@ __all__ = ["AddressRefused", "BadUrl", "check_literal", "parse_url", "why_refuse
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_URL = 65_536
+# What most URLs look like: nothing in them to be quoted, lowered or reckoned out.
+_PLAIN = re.compile(
+    r"(https?://(?=.{1,253}(?:[/:?#]|\Z))(?:[a-z0-9](?:[a-z0-9-]{0,62})?\.)+[a-z]{2,63}(?::[1-9][0-9]{0,3})?)"
+    r"(/[A-Za-z0-9_.~/%!$&'()*+,:;=@\[\]|-]*)?(\?[A-Za-z0-9_.~/%!$&'()*+,:;=@\[\]|?-]+)?(?:#[ -~]*)?"
+)
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -47,9 +54,11 @@ def parse_url(text: str | None) -> URL:
         raise BadUrl("empty")
     if len(text) > _MAX_URL:
         raise BadUrl(f"longer than {_MAX_URL} characters")
-    if "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if (plain := _PLAIN.fullmatch(text)) is not None:
+        return URL(f"{plain[1]}{plain[2] or '/'}{plain[3] or ''}", encoded=True)
+    if _BROKEN.search(text):
         raise BadUrl("broken encoding")
-    if any(c < " " or c == "\x7f" for c in text):
+    if _CONTROL.search(text):
         raise BadUrl("control character")
     try:
         parts = urlsplit(text)

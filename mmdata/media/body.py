@@ -54,10 +54,10 @@ class Body:
         self._has_more = False  # that the decoder could give at once
         self._decoder: _Decoder | None = None
         name = (coding or "").strip().lower()
-        self._is_coded = name in ("gzip", "x-gzip", "deflate")
+        self.is_coded = name in ("gzip", "x-gzip", "deflate")
         if name in ("gzip", "x-gzip"):
             self._decoder = zlib.decompressobj(wbits=31)
-        elif not self._is_coded and name not in ("", "identity", "none"):
+        elif not self.is_coded and name not in ("", "identity", "none"):
             raise BodyRefused(Exchange("not_media", f"content coding {printable(name)} was not asked for"[:200]))
 
     @property
@@ -68,7 +68,7 @@ class Body:
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes as they were sent."""
         self.size += len(chunk)
-        if not self._is_coded:
+        if not self.is_coded:
             self._keep(chunk)
             return
         if self.size > self._limit:
@@ -79,7 +79,7 @@ class Body:
     def proceed(self) -> None:
         """Decode what there is room for."""
         if self._decoder is None:
-            if not self._is_coded or len(self._pending) < 2:
+            if not self.is_coded or len(self._pending) < 2:
                 return
             # Some servers send `deflate` without the zlib header that RFC 9110 (8.4.1.2) asks for.
             first, second = self._pending[:2]
@@ -105,7 +105,7 @@ class Body:
 
     def finish(self) -> bytes:
         """The whole body, decoded."""
-        if self._is_coded and self.size and (self._decoder is None or not self._decoder.eof):
+        if self.is_coded and self.size and (self._decoder is None or not self._decoder.eof):
             raise BodyRefused(Exchange("connect", "content coding cut short", is_transient=True))
         return self._value()
 

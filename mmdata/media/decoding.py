@@ -23,7 +23,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
-from mmdata.media import colour, exif, jpeg_header, memory, webp_header
+from mmdata.media import colour, exif, jpeg_header, jxl_header, memory, webp_header
 from mmdata.media.formats import EXTRAS, describe, sniff
 from mmdata.media.picture import MAX_PIXELS, DecodeError, Picture, short_text
 from mmdata.media.resizing import boxed
@@ -48,6 +48,7 @@ _PILLOW_FORMATS = {
 }
 # libjpeg's warnings that leave every pixel decoded; any other warning means that pixels were invented.
 _HARMLESS = ("before marker 0xd9", "Invalid SOS parameters", "Unknown Adobe color transform")
+_MOST_AT_ONCE = 1 << 26  # px; of a format whose plugin decodes as it opens
 _BAND_PX = 1 << 20
 _MOST_FACTOR = 32  # the rows of a band are a multiple of it
 _plugins = threading.Lock()
@@ -95,6 +96,10 @@ class Opened:
     def _lazy(self) -> Image.Image:
         """Pillow's image, not loaded."""
         _use_plugin(self._kind)
+        if self._kind == "jpegxl":
+            width, height = jxl_header.size(self.data)
+            if width * height > (most := memory.pixels_allowed("jpegxl", _MOST_AT_ONCE)):
+                raise DecodeError("too_many_pixels", f"{width}x{height} px, allowed {most} (jpegxl takes more memory)")
         # Another library may have switched this on for the process; it fills what is missing with grey.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
@@ -111,11 +116,13 @@ class Opened:
         elif self._webp is not None:
             width, height = self._webp.width, self._webp.height
             tiff, xmp = self._webp.exif, self._webp.xmp
-            turned = jpeg_header.tiff_orientation(tiff) if tiff else None
-            turned = turned or (jpeg_header.xmp_orientation(xmp) if xmp else None) or 1
+            by_exif = jpeg_header.tiff_orientation(tiff) if tiff else None
+            turned = by_exif or (jpeg_header.xmp_orientation(xmp) if xmp else None) or 1
             plain = not self._webp.has_alpha and not self._webp.is_animated
         else:
-            (width, height), turned = self._lazy.size, exif.orientation(self._lazy)
+            (width, height), turned = self._lazy.size, exif.orientation(self._lazy, self.data)
+            if self._kind == "jpegxl" and not getattr(self._lazy, "jpeg", False):
+                turned = 1  # its own orientation has been applied, EXIF's does not count
             # Other formats are not asked for their frames: it may mean reading them whole.
             plain = self._kind == "png" and not getattr(self._lazy, "is_animated", False)
             plain = plain and self._lazy.mode in ("RGB", "L") and "transparency" not in self._lazy.info
@@ -142,7 +149,7 @@ class Opened:
     def exif(self) -> Image.Exif | None:
         """EXIF, parsed as it is asked; None where there is none. Raises what Pillow raises when it is broken."""
         if self._jpeg is None and self._webp is None:
-            return self._lazy.getexif()
+            return exif.read(self._lazy, self.data)
         block = self._jpeg.exif if self._jpeg is not None else self._webp.exif if self._webp is not None else None
         if not block:
             return None
@@ -206,7 +213,11 @@ class Opened:
         factor = min(_MOST_FACTOR, max(1, short // least)) if quick and least else 1
         if self._webp is not None and not self._webp.is_animated:
             return _webp_pixels(self.data, self._webp, factor)
-        self._lazy.load()
+        try:
+            self._lazy.load()
+        except Exception:
+            del self._lazy  # Pillow would give what there is when asked again
+            raise
         if self._lazy.width * self._lazy.height > limit:
             width, height = self._lazy.size
             raise DecodeError("too_many_pixels", f"{width}x{height} px, allowed {limit}")
@@ -247,7 +258,9 @@ def _use_plugin(kind: str) -> None:
 
             pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
         else:
-            import pillow_jxl  # noqa: F401  importing it registers it
+            from pillow_jxl import JpegXLImagePlugin  # importing it registers it
+
+            JpegXLImagePlugin.DECODE_THREADS = 0  # we have threads enough
 
 
 def _strict_jpeg(data: bytes, colours: str, min_side: int | None) -> Picture:

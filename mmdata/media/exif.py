@@ -8,15 +8,39 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-__all__ = ["orientation", "tags"]
+__all__ = ["orientation", "read", "tags"]
 
+_MAX_CHUNKS = 1 << 16
 _MAX_VALUE = 1024  # longer texts and number lists are maker notes and thumbnails, not metadata
 
 
-def orientation(header: Image.Image) -> int:
+def read(header: Image.Image, data: bytes) -> Image.Exif:
+    """EXIF of an opened picture, `data` being its bytes; no pixel is decoded.
+
+    Pillow's own way for PNG decodes the whole picture to look for EXIF behind it, before anybody has counted its px.
+    """
+    if header.format == "PNG" and "exif" not in header.info and (late := _png_exif(data)):
+        header.info["exif"] = b"Exif\0\0" + late
+    return Image.Image.getexif(header)
+
+
+def _png_exif(data: bytes) -> bytes | None:
+    """The chunk eXIf of a PNG, wherever it stands; None where there is none."""
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if at + 12 + length > len(data):
+            return None
+        if data[at + 4 : at + 8] == b"eXIf":
+            return data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return None
+
+
+def orientation(header: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it does not parse."""
     try:
-        value = header.getexif().get(ExifTags.Base.Orientation, 1)
+        value = read(header, data).get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001  broken EXIF costs the orientation, not the picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

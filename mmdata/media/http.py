@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 from urllib.parse import unquote
 
 from yarl import URL
 
-from mmdata.errors import RetryableError
-from mmdata.media.addresses import BadUrl, check_literal, parse_url
+from mmdata.media.addresses import check_literal
 from mmdata.media.budget import ByteBudget, Hold
 from mmdata.media.connections import Connections, Key
 from mmdata.media.exchange import Exchange, explain, is_short_of_sockets
@@ -31,29 +27,22 @@ from mmdata.media.wire import Connection
 
 __all__ = ["Client", "Exchange", "Fetched", "HttpLimits", "Judge"]
 
-_HOSTS_PROVING_OUTAGE = 20
-_MAX_PAUSE_S = 30.0
 _SOCKET_PAUSES_S = (0.05,) * 20 + (0.5,) * 60  # while descriptors or ports are short
 
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """What a URL may cost. `timeout_s` is the deadline of one URL: all attempts, pauses, redirects and the body.
+    """What an exchange may cost.
 
     `max_bytes` bounds one body, also once its content coding is undone; `bytes_in_flight` all bodies held at once;
-    `max_header_bytes` an answer's headers; `per_host` the URLs of one host asked at once (waiting for a turn is not
-    charged to the deadline). A body that brings less than `min_bytes_per_s` over 5 s is given up. `resolve`: host name,
-    or `*.suffix`, → IP address, instead of DNS.
+    `max_header_bytes` an answer's headers. A body that brings less than `min_bytes_per_s` over 5 s is given up.
+    `resolve`: host name, or `*.suffix`, → IP address, instead of DNS.
     """
 
     user_agent: str
-    timeout_s: float = 20.0
-    retries: int = 0
     max_bytes: int = 64 << 20
-    max_redirects: int = 5
     allow_private: bool = False
-    bytes_in_flight: int = 512 << 20
-    per_host: int = 16
+    bytes_in_flight: int = 64 << 20
     min_bytes_per_s: int = 1000
     max_header_bytes: int = 64 << 10
     resolve: Mapping[str, str] = field(default_factory=dict)
@@ -81,19 +70,14 @@ class Client:
     """Asks for URLs in one event loop: `async with Client(limits) as client`, then `client.exchange(url, …)`.
 
     Its connections are its own; the TLS context and the DNS cache are shared by all clients of the process.
-    `blocked` is for `fetching` alone: asked before every request, also where a redirect leads; the words it gives
-    become the detail of the status `blocked`, and nothing is sent there.
     """
 
-    def __init__(self, limits: HttpLimits, blocked: Callable[[str], str | None] | None = None) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
         self._headers = (
             f"User-Agent: {limits.user_agent}\r\nAccept: image/*, */*;q=0.5\r\nAccept-Encoding: identity\r\n"
         )
-        self._blocked = blocked
-        self._hosts: dict[str, list[Any]] = {}  # host → [semaphore, users]
-        self._dead_hosts: set[str] | None = set()  # None once the network has answered
 
     async def __aenter__(self) -> Client:
         self._resolver = Resolver(self.limits.allow_private, self.limits.resolve)
@@ -186,93 +170,3 @@ class Client:
             pair = f"{unquote(url.raw_user)}:{unquote(url.raw_password or '')}".encode()
             lines += f"Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
         return f"{lines}\r\n".encode("ascii")
-
-    @contextlib.asynccontextmanager
-    async def fetching(self, url: str | None) -> AsyncIterator[Fetched]:
-        """Fetch `url` with its redirects and retries; its body counts as held in memory until the block ends.
-
-        RetryableError when there is no network at all: the first 20 distinct hosts neither resolve nor have a route.
-        """
-        with Hold(self.budget) as hold:
-            yield await self._fetch(url, hold)
-
-    async def _fetch(self, text: str | None, hold: Hold) -> Fetched:
-        try:
-            url = parse_url(text)
-        except BadUrl as error:
-            return Fetched("bad_url", str(error))
-        async with self._turn(str(url.raw_host)):
-            found = await self._attempts(url, hold)
-        self._watch_for_outage(str(url.raw_host), found[0])
-        outcome, final_url, attempts, seconds = found
-        return Fetched(
-            status=outcome.status,
-            detail=outcome.detail,
-            data=outcome.data,
-            http_status=outcome.http_status,
-            final_url=final_url,
-            content_type=outcome.content_type,
-            attempts=attempts,
-            fetch_ms=seconds * 1000 if attempts else None,
-        )
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        slot = self._hosts.setdefault(host, [asyncio.Semaphore(self.limits.per_host), 0])
-        slot[1] += 1
-        try:
-            async with slot[0]:
-                yield
-        finally:
-            slot[1] -= 1
-            if not slot[1]:
-                del self._hosts[host]
-
-    async def _attempts(self, url: URL, hold: Hold) -> tuple[Exchange, str | None, int, float]:
-        spent, attempts = 0.0, 0
-        for attempt in range(self.limits.retries + 1):
-            outcome, final_url, seconds = await self._follow(url, hold, self.limits.timeout_s - spent)
-            spent += seconds
-            attempts += outcome.sent or final_url is not None
-            if not outcome.is_transient or attempt == self.limits.retries:
-                break
-            backoff = min(0.5 * 2**attempt, _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
-            pause = outcome.pause_s if outcome.pause_s is not None else backoff
-            if spent + pause >= self.limits.timeout_s:
-                break
-            spent += pause
-            await asyncio.sleep(pause)
-        return outcome, final_url, attempts, spent
-
-    async def _follow(self, url: URL, hold: Hold, left_s: float) -> tuple[Exchange, str | None, float]:
-        spent, final_url, code = 0.0, None, None
-        for hop in range(self.limits.max_redirects + 1):
-            final_url = str(url.with_user(None)) if hop else None
-            if self._blocked is not None and (list_words := self._blocked(str(url))) is not None:
-                return Exchange("blocked", list_words, http_status=code, sent=False), final_url, spent
-            outcome = await self.exchange(url, left_s - spent, hold)
-            spent += outcome.seconds
-            if outcome.status == "timeout" and spent >= left_s:
-                outcome.detail = f"{self.limits.timeout_s:g} s passed"
-            if outcome.location is None:
-                outcome.http_status = outcome.http_status or code
-                return outcome, final_url, spent
-            url, code = outcome.location, outcome.http_status
-        return (
-            Exchange("too_many_redirects", f"more than {self.limits.max_redirects}", http_status=code),
-            final_url,
-            spent,
-        )
-
-    def _watch_for_outage(self, host: str, outcome: Exchange) -> None:
-        if self._dead_hosts is None or outcome.status in ("refused_address", "blocked"):
-            return
-        if not outcome.is_outage:
-            self._dead_hosts = None
-            return
-        self._dead_hosts.add(host)
-        if len(self._dead_hosts) >= _HOSTS_PROVING_OUTAGE:
-            raise RetryableError(
-                f"no DNS or no route to the network: none of the first {_HOSTS_PROVING_OUTAGE} hosts could be reached "
-                f"(last: {host}, {outcome.detail}); mend the network, then the same command goes on"
-            )

@@ -44,7 +44,7 @@ def probe(data: bytes) -> ImageInfo:
 
 
 def decode(data: bytes, min_side: int | None = None, max_pixels: int | None = None) -> Picture:
-    """(H, W, 3) uint8 RGB in [0, 255], upright, alpha on white, in sRGB, grey and CMYK as RGB, of 16 bits the high byte.
+    """(H, W, 3) uint8 sRGB in [0, 255], upright, alpha on white, grey and CMYK as RGB, of 16 bits the high byte.
 
     `min_side`: JPEG may be decoded at a reduced DCT scale (n/8) whose short side is no less; without it, and for any
     other format, in full. `max_pixels` is counted in the header; None means MAX_PIXELS.

@@ -17,10 +17,11 @@ __all__ = ["JpegHeader", "read", "tiff_orientation", "xmp_orientation"]
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of the row are tables
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
+_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _MAX_SEGMENTS = 4096
 _MAX_ICC = 4 << 20
-_NOT_FILL = re.compile(rb"[^\xff]")
+# What lies between segments, and fill bytes, are passed over; possessive, so that no bytes are looked at twice.
+_MARKER = re.compile(rb"[^\xff]*+(?:\xff++\x00[^\xff]*+)*+\xff++([^\xff\x00])", re.DOTALL)
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
@@ -75,23 +76,18 @@ def read(data: bytes) -> JpegHeader:
 
 def _segment(data: bytes, at: int) -> tuple[int, int, int]:
     """The next marker from `at` on and [start, end) of its body, which is empty where the marker has none."""
-    while True:
-        at = data.find(b"\xff", at)
-        found = _NOT_FILL.search(data, at + 1) if at >= 0 else None
-        if found is None:
-            raise DecodeError("decode", "jpeg header: cut short")
-        at = found.start() + 1
-        marker = data[at - 1]
-        if marker == 0xD9:
-            raise DecodeError("decode", "jpeg header: ends before its first scan")
-        if marker not in _ALONE:
-            break
-        if marker != 0:
-            return marker, at, at
-    end = at + int.from_bytes(data[at : at + 2], "big")
-    if end < at + 2 or end > len(data):
+    found = _MARKER.match(data, at)
+    if found is None:
         raise DecodeError("decode", "jpeg header: cut short")
-    return marker, at + 2, end
+    marker, start = found[1][0], found.end()
+    if marker == 0xD9:
+        raise DecodeError("decode", "jpeg header: ends before its first scan")
+    if marker in _ALONE:
+        return marker, start, start
+    end = start + int.from_bytes(data[start : start + 2], "big")
+    if end < start + 2 or end > len(data):
+        raise DecodeError("decode", "jpeg header: cut short")
+    return marker, start + 2, end
 
 
 def _header(frame: tuple[int, bytes], scan: bytes, turned: int, exif: bytes | None, icc: bytes | None) -> JpegHeader:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from mmdata.media import addresses
 from mmdata.media.addresses import AddressRefused
@@ -23,7 +23,7 @@ _CACHE_SIZE = 100_000
 # system's resolver waits for 10 s and longer, do not stand before the others; their threads only sleep.
 _AT_ONCE = 32
 _QUICK_S = 2.0
-_MOST_THREADS = 256
+_threads = threading.Semaphore(256)  # of the whole process
 
 # host → (monotonic expiry, addresses or the error of the look-up); one per process, shared by all shards.
 _cache: dict[str, tuple[float, list[str] | socket.gaierror]] = {}
@@ -40,7 +40,6 @@ class Resolver:
     def __init__(self, allow_private: bool = False, fixed: Mapping[str, str] | None = None) -> None:
         self._allow_private = allow_private
         self._fixed = {name.lower().rstrip("."): address for name, address in (fixed or {}).items()}
-        self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="dns")
         self._lane = asyncio.Semaphore(_AT_ONCE)
         self._pending: dict[str, asyncio.Task[list[str]]] = {}
 
@@ -56,10 +55,11 @@ class Resolver:
         return allowed
 
     async def close(self) -> None:
-        """Wait for nothing: threads end when their look-ups do."""
-        for task in self._pending.values():
+        """Give up what is looked up; a thread ends when its look-up does, and keeps no process alive."""
+        tasks = list(self._pending.values())
+        for task in tasks:
             task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _known(self, host: str) -> list[str] | None:
         if ":" in host or host[-1:].isdigit():
@@ -96,9 +96,40 @@ class Resolver:
 
     async def _look_up(self, host: str) -> list[str]:
         async with self._lane:
-            look_up = asyncio.get_running_loop().run_in_executor(self._threads, _ask_system, host)
-            await asyncio.wait({look_up}, timeout=_QUICK_S)
-        return await look_up
+            while not _threads.acquire(blocking=False):
+                await asyncio.sleep(0.05)
+            answer = _in_thread(host)
+            await asyncio.wait({answer}, timeout=_QUICK_S)
+        return await answer
+
+
+def _in_thread(host: str) -> asyncio.Future[list[str]]:
+    """A look-up in a daemon thread: one that hangs must not hold the process when it ends, as a pool's would."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def look_up() -> None:
+        found: list[str] | Exception
+        try:
+            found = _ask_system(host)
+        except Exception as error:  # noqa: BLE001  handed over to whoever asked
+            found = error
+        _threads.release()
+        try:
+            loop.call_soon_threadsafe(tell, found)
+        except RuntimeError:  # the loop has ended
+            return
+
+    def tell(found: list[str] | Exception) -> None:
+        if answer.done():
+            return
+        if isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    threading.Thread(target=look_up, name="dns", daemon=True).start()
+    return answer
 
 
 def _ask_system(host: str) -> list[str]:

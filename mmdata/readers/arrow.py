@@ -16,11 +16,12 @@ import pyarrow as pa
 from mmdata.columns import base_schema
 from mmdata.errors import RecipeError, StoreError
 from mmdata.readers.samples import require_columns
+from mmdata.sample_media import FEATURES, media_name, with_medium
 
 if TYPE_CHECKING:
     from mmdata.dataset import Dataset
 
-__all__ = ["IMAGE", "arrow_samples", "expect_media", "kept_columns", "stored_image"]
+__all__ = ["IMAGE", "arrow_samples", "expect_media", "kept_columns", "medium_of", "stored_image"]
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _REFERENCE = ("key", "image_path", "image_offset", "image_size", "image_ext")
@@ -38,9 +39,18 @@ def arrow_samples(dataset: Dataset, columns: Sequence[str] | None, media: bool) 
     shards = dataset.shards()
     schema = kept_columns(dataset, shards[0], columns).schema if shards else base_schema()
     if media:
-        features = {"info": {"features": {"image": {"_type": "Image"}}}}
-        schema = schema.append(pa.field("image", IMAGE)).with_metadata({"huggingface": json.dumps(features)})
+        name = medium_of(dataset)
+        schema = schema.append(pa.field(name, IMAGE))
+        if name in FEATURES:
+            features = {"info": {"features": {name: {"_type": FEATURES[name]}}}}
+            schema = schema.with_metadata({"huggingface": json.dumps(features)})
     return pa.RecordBatchReader.from_batches(schema, _batches(dataset, shards, columns, schema, media))
+
+
+def medium_of(dataset: Dataset) -> str:
+    """What the samples' medium is called, see `sample_media.media_name`."""
+    shards = dataset.shards()
+    return media_name(dataset.kept(shards[0], []).schema.names) if shards else "image"
 
 
 def kept_columns(dataset: Dataset, shard: int, columns: Sequence[str] | None) -> pa.Table:
@@ -62,11 +72,11 @@ def _batches(
         if not media:
             yield from table.replace_schema_metadata(schema.metadata).to_batches(max_chunksize=_BATCH_ROWS)
             continue
-        references = whole.select(list(_REFERENCE))
+        references = with_medium(whole).select(list(_REFERENCE))
         expect_media(dataset, references)
         for start, stop in _cuts(references):
             images = [stored_image(dataset, row) for row in references.slice(start, stop - start).to_pylist()]
-            part = table.slice(start, stop - start).append_column(schema.field("image"), pa.array(images, IMAGE))
+            part = table.slice(start, stop - start).append_column(schema.field(-1), pa.array(images, IMAGE))
             yield from part.replace_schema_metadata(schema.metadata).combine_chunks().to_batches()
 
 

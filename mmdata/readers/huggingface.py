@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pyarrow as pa
 
-from mmdata.readers.arrow import IMAGE, arrow_samples, expect_media, kept_columns, stored_image
+from mmdata.readers.arrow import IMAGE, arrow_samples, expect_media, kept_columns, medium_of, stored_image
 from mmdata.readers.media_files import PROTOCOL, MediaFileSystem, media_url
+from mmdata.sample_media import with_medium
 
 if TYPE_CHECKING:
     from mmdata.dataset import Dataset
@@ -32,7 +33,10 @@ def hugging_face_samples(dataset: Dataset, columns: Sequence[str] | None, media:
     schema = arrow_samples(dataset, columns, False).schema
     features = datasets.Features.from_arrow_schema(schema.remove_metadata())
     if media:
-        features["image"] = datasets.Image()
+        name = medium_of(dataset)
+        kind = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}.get(name)
+        plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features[name] = plain if kind is None else kind()
     if stream:
         # The one list: `datasets` splits it over workers, and may keep no other.
         asked = None if columns is None else tuple(columns)
@@ -52,21 +56,21 @@ def _shard(dataset: Dataset, shard: int, columns: Sequence[str] | None, media: b
         None
         if row["image_path"] is None
         else {"bytes": None, "path": media_url(url, row["image_path"], row["image_offset"], row["image_size"], name)}
-        for row in dataset.kept(shard, []).select(list(_REFERENCE)).to_pylist()
+        for row in with_medium(dataset.kept(shard, [])).select(list(_REFERENCE)).to_pylist()
         for name in [f"{row['key']}.{row['image_ext']}"]
     ]
-    return table.append_column("image", pa.array(images, IMAGE))
+    return table.append_column(medium_of(dataset), pa.array(images, IMAGE))
 
 
 def _stream(shards: list[int], dataset: Dataset, columns: Sequence[str] | None, media: bool) -> Iterator[Any]:
     """Samples of these shards; `datasets` gives each worker some of them."""
-    mine = dataset.again()
+    mine, name = dataset.again(), medium_of(dataset)
     for shard in shards:
         table = kept_columns(mine, shard, columns)
         if not media:
             yield from table.to_pylist()
             continue
-        references = mine.kept(shard, []).select(list(_REFERENCE))
+        references = with_medium(mine.kept(shard, [])).select(list(_REFERENCE))
         expect_media(mine, references)
         for sample, row in zip(table.to_pylist(), references.to_pylist(), strict=True):
-            yield {**sample, "image": stored_image(mine, row)}
+            yield {**sample, name: stored_image(mine, row)}

@@ -26,6 +26,7 @@ from mmdata.errors import MissingMedia, RecipeError, SourceError, StoreError, ne
 from mmdata.media.image import DecodeError, decode
 from mmdata.media_ranges import STREAM_SHARE
 from mmdata.readers.order import EpochOrder
+from mmdata.sample_media import with_medium
 from mmdata.sources.places import is_local
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Samples:
     on_error: OnError
     make_image: Callable[[npt.NDArray[np.uint8]], Any]
     transform: Callable[[dict[str, Any]], Any] | None = None
+    medium: str = "image"  # see `sample_media.media_name`
     process: int = 0  # the one that `dataset` was opened in
 
     def read(self, order: EpochOrder, start: int, stop: int, skip: int = 0) -> Iterator[tuple[int, Any]]:
@@ -133,7 +135,7 @@ class Samples:
         return not self.dataset.store.is_local if is_name else not is_local(path)
 
     def _rows(self, shard: int, rows: npt.NDArray[np.int64]) -> pa.Table:
-        table = self.dataset.kept(shard, list(self.columns))
+        table = with_medium(self.dataset.kept(shard, list(self.columns)))
         if len(table) != self.counts[shard]:
             raise StoreError(
                 f"{self.dataset.store.url}: shard {shard:05d} has {len(table)} kept rows, the verdicts count "
@@ -147,7 +149,7 @@ class Samples:
         sample = {"key": row["key"], "caption": row["caption"], **{c: row[c] for c in self.columns}}
         if self.decode is not None:
             try:
-                sample["image"] = self._image(row)
+                sample[self.medium] = self._image(row)
             except (DecodeError, MissingMedia) as error:
                 what = "does not decode" if isinstance(error, DecodeError) else "is not there"
                 said = f"the picture of sample {row['key']} of {self.dataset.store.url} {what} ({error})"

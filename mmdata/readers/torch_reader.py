@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmdata.errors import MissingExtra, RecipeError
+from mmdata.readers.arrow import medium_of
 from mmdata.readers.order import EpochOrder, Uneven, stretch
 from mmdata.readers.samples import Decode, OnError, Samples, kept_counts, require_columns
 
@@ -57,13 +58,16 @@ def torch_samples(
         raise RecipeError("to_torch: buffer and threads must be at least 1, seed and epoch at least 0")
     if (rank is None) != (world is None) or (rank is not None and world is not None and not 0 <= rank < world):
         raise RecipeError(f"to_torch: rank={rank} and world={world}: give both, with 0 <= rank < world, or neither")
+    medium = medium_of(dataset)
+    if medium != "image" and decode in ("pil", "tensor"):
+        raise RecipeError(f"to_torch: decode={decode!r} is for images, and this is {medium}; ask for decode='bytes'")
     require_columns(dataset, columns)
     columns = tuple(dict.fromkeys(columns))
     make = _as_tensor if decode == "tensor" else _as_pil
     counts = kept_counts(dataset)
     # One that never asks DuckDB: closing a connection in a forked worker, whose threads are not there, is a crash.
     quiet = dataset.again()
-    samples = Samples(quiet, counts, columns, decode, buffer, threads, on_error, make, transform, process=os.getpid())
+    samples = Samples(quiet, counts, columns, decode, buffer, threads, on_error, make, transform, medium, os.getpid())
     node = None if rank is None or world is None else (rank, world)
     return _class()(samples, shuffle, seed, epoch, node, uneven)
 

@@ -19,7 +19,7 @@ LADDER = """
 cli export_command diff_command retry_command download_command
 catalogue outlook sample answers inspect inspect.* demo demo.server doctor download download_options
 dataset retry readers.*
-driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits ray_tidings repeats pool resolve export card
+driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits repeats pool resolve export card
 work column_buffer group_work attach_work clean query host_summary retry_work stories preflight source_entries run_record
 media_reader older_rows
 adopt img2dataset_backend media_cells media_ranges
@@ -27,7 +27,7 @@ ingest ledger run_ledger selections computing coverage_log coverage_segments hos
 verdict_work survivors isolate generations fetched_before
 plan planned layout sample_layout shard_layout publish funnel progress ingest_journal \
 export_shards export_rows export_plan export_order mixing exporters.*
-base_rows prepare host_gate
+base_rows sample_media prepare host_gate
 host_desk
 store set_files numbered_files file_stamps column_files scratch lease local_disk worker_journal
 recipe_schema
@@ -71,6 +71,8 @@ OWNERS = {
     "webdataset": set(),
     "pandas": set(),
     "av": set(),
+    "pillow_heif": {"media.decoding"},
+    "pillow_jxl": {"media.decoding"},
 }
 
 # Imported, but not asked for by name: part of what the package that brings it says in public.

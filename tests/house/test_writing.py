@@ -19,6 +19,8 @@ WRITERS = {
     "ingest_journal": "node scratch",
     "worker_journal": "node scratch: what a worker was doing",
     "media_ranges": "scratch: a remote file's copy, removed again",
+    "shard_layout": "scratch: a layout's Parquet and tar, which Store publishes",
+    "img2dataset_backend": "scratch: img2dataset's list, arguments and output folder",
     "media.tar": "a local file in scratch, or in an export's attempt folder",
     "export": "notes move between an export's attempt and plan folders",
     "export_plan": "the plan folder beside an export's attempt folder",

@@ -203,25 +203,25 @@ def test_concurrency_grows_while_it_is_used_and_shrinks_when_hosts_choke() -> No
     flow = Concurrency(256)
     assert flow.limit == 32
     for _ in range(50):
-        flow.note("a", "ok", is_full=False)
+        flow.note("a", "ok", is_short=False)
     assert flow.limit == 32
     for _ in range(1000):
-        flow.note("a", "ok", is_full=True)
+        flow.note("a", "ok", is_short=True)
     assert flow.limit == 256
     for index in range(256 + 256):  # one in four timeouts, of a host that has answered
-        flow.note("a", "timeout" if index % 4 == 0 else "ok", is_full=True)
+        flow.note("a", "timeout" if index % 4 == 0 else "ok", is_short=True)
     assert flow.limit < 256 * 0.7 + 2
     for _ in range(300):
-        flow.note("a", "ok", is_full=False)  # the window that was begun ends
+        flow.note("a", "ok", is_short=False)  # the window that was begun ends
     before = flow.limit
     for _ in range(before):
-        flow.note("a", "ok", is_full=True)
+        flow.note("a", "ok", is_short=True)
     assert before < flow.limit <= before + 2  # by one per round trip from now on
 
 
 def test_dead_hosts_do_not_slow_the_others_down() -> None:
     flow = Concurrency(64)
     for index in range(1000):
-        flow.note(f"dead{index}", "timeout", is_full=True)
-        flow.note("alive", "ok", is_full=True)
+        flow.note(f"dead{index}", "timeout", is_short=True)
+        flow.note("alive", "ok", is_short=True)
     assert flow.limit == 64
