@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdata.block_lists import BlockLists
+from mmdata.decode_queue import DecodeQueue
 from mmdata.errors import StoreError
 from mmdata.fetched_before import FetchedBefore
 from mmdata.fetcher import ToFetch, Watch, fetch_all
@@ -110,12 +111,12 @@ class _Work:
         # Pictures that were in a decoder when a worker died go first, one at a time.
         suspects = self._journal.suspects if self._journal is not None else []
         alone = [by_index[index] for index in suspects if index in by_index]
-        pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+        decoding = DecodeQueue(self._prepare, count)
         try:
             with TarAppender(self._tar_path) as tar:
 
                 async def deliver(index: int, fetched: Fetched) -> None:
-                    self.found[index] = await self._store(by_index[index], fetched, pool, tar)
+                    self.found[index] = await self._store(by_index[index], fetched, decoding, tar)
 
                 blocked = self._blocks.url if self._blocks is not None else None
                 singly = self._fetch.model_copy(update={"concurrency": 1})
@@ -129,13 +130,18 @@ class _Work:
                 with self._explained():
                     tar.close()
         finally:
-            pool.shutdown(cancel_futures=True)
+            decoding.close()
 
-    async def _store(self, row: RowToFetch, fetched: Fetched, pool: ThreadPoolExecutor, tar: TarAppender) -> Found:
+    async def _store(
+        self,
+        row: RowToFetch,
+        fetched: Fetched,
+        decoding: DecodeQueue[tuple[RowToFetch, bytes], Prepared],
+        tar: TarAppender,
+    ) -> Found:
         if fetched.data is None:
             return Found(fetched, Prepared(fetched.status, fetched.detail))
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(pool, self._prepare, row, fetched.data)
+        prepared = await decoding.put((row, fetched.data))
         found = Found(replace(fetched, data=None), replace(prepared, data=None, original=None))
         with self._explained():
             if prepared.data is not None:
@@ -157,8 +163,9 @@ class _Work:
                 "a larger disk, then the same command goes on"
             ) from error
 
-    def _prepare(self, row: RowToFetch, data: bytes) -> Prepared:
+    def _prepare(self, fetched: tuple[RowToFetch, bytes]) -> Prepared:
         """`prepare`, with the journal kept: what a decoder does to the process is then known to be this row's."""
+        row, data = fetched
         if self._journal is None:
             return self._prepared(row, data)
         if row.index in self._journal.given_up:

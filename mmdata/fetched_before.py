@@ -10,13 +10,14 @@ or is the dataset itself; StoreError for a torn file, or where there is no room.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,6 @@ class EarlierFiles:
             _loaded[self] = FetchedBefore(self)
         return _loaded[self]
 
-    def discard(self) -> None:
-        """Remove this node's indexes, unless another process uses them."""
-        _loaded.pop(self, None)
-        _sweep()
-
 
 _loaded: dict[EarlierFiles, FetchedBefore] = {}
 
@@ -84,22 +80,19 @@ def earlier_files(folders: Sequence[str], here: Store) -> EarlierFiles | None:
 
 
 class FetchedBefore:
-    """The indexes of one node. Thread-safe; answers are those of the rows files, whoever asks."""
+    """The indexes of one node, removed when the last process has let go of them. Thread-safe."""
 
     def __init__(self, earlier: EarlierFiles) -> None:
         self._names = earlier.names
         folder = scratch_root() / f"{_PREFIX}{earlier.fingerprint}"
-        self._lock = _shared(folder)  # held as long as this lives, so that nobody removes the folder
+        lock = _shared(folder)  # held as long as this lives, so that nobody removes the folder
+        weakref.finalize(self, _let_go, lock)  # also at the end of the process
         if not (folder / _DONE).exists():
             with _alone(folder), _explained(folder):
                 if not (folder / _DONE).exists():
                     _build(earlier, folder)
         self._ends = np.array(json.loads((folder / _DONE).read_bytes())["ends"], np.int64)
         self._indexes = {kind: _open(folder / kind) for kind in _KINDS}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lock"):
-            os.close(self._lock)
 
     def urls(self, urls: Sequence[str | None]) -> list[str | None]:
         """For each URL, the words when it was fetched ok before; one call for many is much quicker than many calls."""
@@ -160,14 +153,22 @@ def _shared(folder: Path) -> int:
     while True:
         _sweep(folder)
         folder.mkdir(mode=0o700, exist_ok=True)
-        held = os.open(folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(held, fcntl.LOCK_SH)
-        if (folder / "used").exists() and os.fstat(held).st_ino == (folder / "used").stat().st_ino:
-            return held
-        os.close(held)  # somebody removed it between our open and our lock
+        held = -1
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it before we held the lock
+            held = os.open(folder / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(held, fcntl.LOCK_SH)
+            if os.fstat(held).st_ino == (folder / "used").stat().st_ino:
+                return held
+        if held >= 0:
+            os.close(held)
 
 
-@contextmanager
+def _let_go(lock: int) -> None:
+    os.close(lock)
+    _sweep()
+
+
+@contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / "built").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -192,7 +193,7 @@ def _sweep(but: Path | None = None) -> None:
             os.close(held)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield

@@ -15,6 +15,7 @@ from typing import Any
 from mmdata.adopt import with_columns
 from mmdata.column_files import shard_name
 from mmdata.errors import StoreError
+from mmdata.fetched_before import FetchedBefore
 from mmdata.ledger import update_dataset
 from mmdata.pool import Finished, IngestContext, Item
 from mmdata.preflight import Proved
@@ -42,6 +43,7 @@ class Intake:
         }
         self.by_status: Counter[str] = Counter()
         self.seconds = 0.0
+        self._held: FetchedBefore | None = None
         self._ranges: dict[int, tuple[int, int]] = {}  # source → first shard, shards
 
     def _context(self, number: int, source: Any, worker_run: str) -> IngestContext:
@@ -68,6 +70,8 @@ class Intake:
                 for item in self._of_source(number, first):
                     count += 1
                     if item.shard not in there:
+                        if self._proved.earlier is not None and self._held is None:
+                            self._held = self._proved.earlier.load()  # once for all workers of this machine
                         self._line.begin()
                         yield item
             self._ranges[number] = (first, count)

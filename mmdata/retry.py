@@ -28,6 +28,7 @@ from mmdata.columns import ROWS_PER_SHARD_BITS, STATUSES
 from mmdata.driver import RunOptions, execute
 from mmdata.errors import RecipeError, SourceError, StoreError, nearest
 from mmdata.feed import Feed
+from mmdata.fetched_before import FetchedBefore
 from mmdata.host_state import HostKeeper
 from mmdata.lease import Lease
 from mmdata.ledger import Current, dataset_document
@@ -182,6 +183,7 @@ class _Retry:
         self._line = FetchLine(progress)
         self._done = Refetched()
         self._seconds = 0.0
+        self._held: FetchedBefore | None = None
 
     def run(self) -> Refetched:
         """Fetch the rows, a shard's worth of them at a time."""
@@ -236,6 +238,8 @@ class _Retry:
                 yield self._item(number, held)
 
     def _item(self, number: int, tables: list[pa.Table]) -> Item:
+        if self._proved.earlier is not None and self._held is None:
+            self._held = self._proved.earlier.load()  # once for all workers of this machine
         self._line.begin()
         rows = pa.concat_tables(tables).combine_chunks()
         shard = rows.column("row_id")[0].as_py() >> ROWS_PER_SHARD_BITS

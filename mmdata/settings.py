@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import unicodedata
 from decimal import Decimal
@@ -153,6 +154,16 @@ class FetchOptions(Options):
         columns = {"fetch:hash": self.verify_hash[0] if self.verify_hash else None, "fetch:boxes": self.bbox}
         return {name: column for name, column in columns.items() if column is not None}
 
+    @field_validator("resolve")
+    @classmethod
+    def _addresses(cls, resolve: dict[str, str]) -> dict[str, str]:
+        for name, address in resolve.items():
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ValueError(f"{name} is to be {address!r}: expected an IP address, such as 192.0.2.1") from None
+        return resolve
+
     @model_validator(mode="before")
     @classmethod
     def _default_level(cls, data: Any) -> Any:
@@ -164,6 +175,8 @@ class FetchOptions(Options):
     def _level_fits(self) -> FetchOptions:
         if self.encode_format == "png" and self.encode_quality > 9:
             raise ValueError(f"encode_quality is {self.encode_quality}; for png it is a zlib level, 0 to 9")
+        if self.bbox is not None and (self.store != "resized" or self.disable_all_reencoding or self.media != "image"):
+            raise ValueError("bbox blurs what is stored, so bytes as fetched cannot be stored, nor sound and film")
         return self
 
 

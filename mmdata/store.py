@@ -164,17 +164,16 @@ class Store:
                 return True
 
     def remove(self, name: str) -> None:
-        """Remove a file, and its folder when that is empty then; for `mmdata clean`. No error when it is absent."""
+        """Remove a file, and its folders when they are empty then; for `mmdata clean`. No error when it is absent."""
         path = self._path(name)
         with self._explained(name, 0), contextlib.suppress(FileNotFoundError):
             if not self.is_local:
                 self._objects.delete(path)
                 return
             os.unlink(path)
-            folder = os.path.dirname(path)
-            if folder != self.root:
-                with contextlib.suppress(OSError):  # not empty
-                    os.rmdir(folder)
+            with contextlib.suppress(OSError):  # not empty
+                while (path := os.path.dirname(path)) != self.root:
+                    os.rmdir(path)
 
     def unfinished_uploads(self) -> list[Unfinished]:
         """Uploads in parts below the folder that were begun and not ended: a process sends them, or has died."""

@@ -26,7 +26,6 @@ from PIL import Image
 from pydantic import ValidationError
 from server import JPEG, BadServer, picture
 
-import mmdata.prepare as prepare_module
 from mmdata import fetch_rows
 from mmdata.columns import STATUSES, base_schema
 from mmdata.errors import RetryableError, StoreError
@@ -323,23 +322,6 @@ def test_sizes_are_those_of_the_resize_mode(options: dict[str, Any], size: tuple
     found = prepare(JPEG, FetchOptions(decode=decode, **options))
     assert (found.status, found.width_px, found.height_px) == ("ok", *size)
     assert image.probe(found.data or b"").width == size[0]
-
-
-def test_fast_decoding_is_close_to_exact() -> None:
-    body = picture(3000, 2000)
-    halved = [
-        image.decode(body, prepare_module._least_side(image.probe(body), FetchOptions(decode="fast", image_size=n)))[
-            :, 0
-        ].shape[0]
-        for n in (160, 256, 400, 700)
-    ]
-    assert halved == [250, 500, 1000, 2000]  # 2000 px by 8, 4, 2 and 1: the least that is 1.5 times the size
-    stored = [prepare(body, FetchOptions(decode=d, encode_format="png")).data or b"" for d in ("exact", "fast")]
-    exact, fast = (image.decode(s).astype(int) for s in stored)
-    assert exact.shape == fast.shape == (256, 384, 3)
-    assert np.abs(exact - fast).mean() < 2
-    cut = prepare(body[: len(body) * 2 // 3], FetchOptions(decode="fast"))
-    assert cut.status == "decode"
 
 
 @pytest.mark.parametrize(

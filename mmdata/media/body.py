@@ -71,7 +71,7 @@ class Body:
         if not self.is_coded:
             self._keep(chunk)
             return
-        if self.size > self._limit:
+        if self.size > self._limit and not self._keep_cut:
             raise self._too_large()
         self._pending += chunk
         self.proceed()

@@ -170,7 +170,7 @@ class Transfer:
         self._body = Body(self._max_bytes, coding, self._keep_cut)
         self._sizes = deque(maxlen=_RATE_SPAN_S)
         first = _UNKNOWN_LENGTH if announced is None or coding else announced
-        first = min(first, self._max_bytes)
+        first = max(1, min(first, self._max_bytes))
         if self._hold.try_reserve(first):
             self._body.room = self._hold.size
         else:
@@ -205,7 +205,7 @@ class Transfer:
             await self._waiting(self._hold.reserve(size))
         try:
             while self.outcome is None:  # else the connection broke meanwhile
-                if not size and not self._has_grown(body) and self._hold.size <= body.room:
+                if not size and self._hold.size <= body.room and not self._has_grown(body):
                     await self._waiting(self._hold.grow())
                 size = 0
                 body.room = self._max_bytes if self._hold.is_above else self._hold.size

@@ -2,6 +2,7 @@
 
 In: a dataset, the columns, whether there is a column `image`. Out: a `datasets.Dataset` whose pictures are paths of the
 file system `mmdata-media` (see `media_files`), or a stream that reads shard by shard. Nothing of the media is copied.
+Sound and video have the library's features Audio and Video; in a stream they are structs of `bytes` and `path`.
 RecipeError: a column is not there, or named twice.
 """
 
@@ -34,7 +35,9 @@ def hugging_face_samples(dataset: Dataset, columns: Sequence[str] | None, media:
     features = datasets.Features.from_arrow_schema(schema.remove_metadata())
     if media:
         name = medium_of(dataset)
-        kind = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}.get(name)
+        # Encoding a stream's sound or video would need its decoder, although the bytes are there already.
+        kinds = {"image": datasets.Image} | ({} if stream else {"audio": datasets.Audio, "video": datasets.Video})
+        kind = kinds.get(name)
         plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
         features[name] = plain if kind is None else kind()
     if stream:

@@ -24,7 +24,9 @@ work column_buffer group_work attach_work clean query host_summary retry_work st
 media_reader older_rows
 adopt img2dataset_backend media_cells media_ranges
 ingest ledger run_ledger selections computing coverage_log coverage_segments host_state \
-verdict_work survivors isolate generations fetched_before
+verdict_work survivors isolate generations
+fetch_rows
+fetcher fetched_before decode_queue
 plan planned layout sample_layout shard_layout publish funnel progress ingest_journal \
 export_shards export_rows export_plan export_order mixing exporters.*
 base_rows sample_media prepare host_gate
@@ -77,7 +79,6 @@ OWNERS = {
 
 # Imported, but not asked for by name: part of what the package that brings it says in public.
 BROUGHT = {
-    "yarl": "aiohttp's type of a URL",
     "idna": "yarl's own reading of host names",
     "huggingface_hub": "the hub's own client, with which datasets reads and pushes",
     "streaming": "mosaicml-streaming, of the extra mds, which the other extras cannot stand beside them",

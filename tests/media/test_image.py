@@ -216,7 +216,7 @@ def test_stray_bytes_that_cost_no_pixel_are_forgiven() -> None:
         (b'{"error": 1}', "text"),
         (b"%PDF-1.7 ...", "no known image format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "no known image format"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 30, "heic is not decoded"),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 30, r"video \(mp4\), no image"),
     ],
 )
 def test_what_is_no_image_is_not_media(data: bytes, detail: str) -> None:
