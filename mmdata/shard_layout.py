@@ -35,7 +35,7 @@ __all__ = ["complete_layouts", "is_layout_name", "lay_out"]
 
 _ROWS = "mmdata:rows"  # footer of the Parquet: the rows file it was made from
 _COPY = 64 << 20
-_GROUP_BYTES = 64 << 20  # of media in a row group
+_GROUP_BYTES = 16 << 20  # of media in a row group
 _GROUP_ROWS = 10_000
 _ATTEMPTS = 3
 _UPLOADS = 32

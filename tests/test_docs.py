@@ -24,6 +24,7 @@ PAGES = [
     "docs/duplicates.md",
     "docs/sources.md",
     "docs/selections.md",
+    "docs/retrying.md",
 ]
 MMDATA = [sys.executable, "-c", "from mmdata.cli import main; main()"]
 

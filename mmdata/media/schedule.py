@@ -76,8 +76,8 @@ class _Host:
 class Schedule:
     """The jobs of one shard. `add` and `ended` tell it what happens, `pump` and `pop` say what may start.
 
-    `patience_s`: so long a shard waits once all that is left belongs to hosts in trouble (closed by the gate, or with
-    three failures in a row). `defer_after_s`: so long it waits once there is room for more than hosts allow to start;
+    `patience_s`: so long a shard waits once all that is left belongs to hosts in trouble (closed by the gate, asking for
+    a pause, or with three failures in a row). `defer_after_s`: so long it waits once there is room for more than hosts allow to start;
     None = as long as it takes.
     """
 
@@ -193,7 +193,9 @@ class Schedule:
         host = self._hosts[job.host]
         if outcome != "cancelled":
             before = host.in_trouble
-            host.failures = host.failures + 1 if outcome in _FAILURES else 0
+            # Who asks for a pause is in trouble at once.
+            worse = TROUBLE if pause_s else host.failures + 1
+            host.failures = max(worse, host.failures + 1) if outcome in _FAILURES else 0
             if host.in_trouble != before:
                 self._healthy += host.jobs if before else -host.jobs
         self._remove(job)

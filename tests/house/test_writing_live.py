@@ -53,7 +53,7 @@ def test_a_run_changes_its_dataset_through_the_store_alone(tmp_path: Path) -> No
             "name": "watched",
             "dataset": str(folder),
             "source": {"kind": "urls", "path": str(tmp_path / "list.txt")},
-            "fetch": {"allow_private": True, "shard_rows": 3},
+            "fetch": {"allow_private": True, "shard_rows": 3, "layout": "webdataset"},
             "steps": ["hash_image", {"near_duplicates": {"max_distance": 2}}, {"filter": {"all": "phash IS NOT NULL"}}],
             "export": {"path": str(tmp_path / "out")},
         }

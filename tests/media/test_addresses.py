@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdata.media import addresses
 from mmdata.media.addresses import AddressRefused, BadUrl, check_literal, parse_url, why_refused
 
 URLS = {
@@ -110,3 +115,80 @@ def test_public_addresses_are_not(address: str) -> None:
 
 def test_names_are_not_literals() -> None:
     check_literal("localhost")  # its addresses are judged when it is resolved
+
+
+def _number(value: int, base: int) -> str:
+    return {8: f"0{value:o}", 10: str(value), 16: f"0x{value:x}"}[base]
+
+
+@st.composite
+def spellings(draw: st.DrawFn) -> str:
+    """An IPv4 address in one to four numbers of any base, as the C library reads it."""
+    value = draw(st.integers(0, 2**32 - 1) | st.integers(0x7F000000, 0x7FFFFFFF))
+    count = draw(st.integers(1, 4))
+    numbers = [value >> 8 * (3 - place) & 255 for place in range(count - 1)]
+    numbers.append(value & (256 ** (5 - count) - 1))
+    return ".".join(_number(n, draw(st.sampled_from((8, 10, 16)))) for n in numbers)
+
+
+WRITTEN = {
+    "as it is": str,
+    "capitals": str.upper,
+    "trailing dot": lambda text: text + ".",
+    "percent-encoded": lambda text: "".join(f"%{ord(c):02x}" for c in text),
+    "full width": lambda text: "".join(chr(ord(c) + 0xFEE0) if c.isdigit() else c for c in text),
+    "full-width dots": lambda text: text.replace(".", "\u3002"),
+}
+
+
+@given(spellings(), st.sampled_from(sorted(WRITTEN)))
+def test_ipv4_is_read_as_the_c_library_reads_it(text: str, form: str) -> None:
+    expected = socket.inet_ntoa(socket.inet_aton(text))
+    url = parse_url(f"http://{WRITTEN[form](text)}:8080/x")
+    assert url.raw_host == expected
+    assert _is_refused(url.raw_host) == _is_refused(expected) == bool(why_refused(expected))
+
+
+@given(st.integers(0, 2**32 - 1) | st.sampled_from([0x7F000001, 0x0A000001, 0xA9FEA9FE, 0xC0A80101, 0x08080808]))
+def test_ipv4_inside_ipv6_is_judged_as_itself(value: int) -> None:
+    inner = bool(why_refused(str(ipaddress.IPv4Address(value))))
+    high, low = value >> 16, value & 0xFFFF
+    dotted = ipaddress.IPv4Address(value)
+    for text in (f"::ffff:{dotted}", f"::ffff:{high:x}:{low:x}", f"64:ff9b::{dotted}", f"2002:{high:x}:{low:x}::1"):
+        host = parse_url(f"http://[{text}]/").raw_host
+        assert _is_refused(str(host)) == inner, text
+    # Teredo, NAT64 of one's own network, IPv4-compatible: nothing public is to be had there.
+    for text in (f"2001:0:4136:e378:8000:63bf:{high:x}:{low:x}", f"64:ff9b:1::{dotted}", f"::{dotted}"):
+        assert why_refused(text), text
+
+
+def _is_refused(host: str) -> bool:
+    try:
+        check_literal(host)
+    except AddressRefused:
+        return True
+    return False
+
+
+_PARTS = st.text("abcxyz019-._~%/?&=+:@!$'()*,;[]|#A", max_size=30)
+
+
+@given(
+    st.sampled_from(["http", "https"]),
+    st.text("ab0-.x", max_size=12),
+    _PARTS,
+    st.sampled_from(["", ":80", ":0", ":65536"]),
+)
+def test_the_quick_way_and_the_long_way_agree(scheme: str, host: str, rest: str, port: str) -> None:
+    for text in (f"{scheme}://{host}.test{port}/{rest}", f"{scheme}://{host}{port}{rest}", f"{scheme}://{rest}"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(addresses, "_PLAIN", re.compile("(?!)"))
+            expected = _parsed(text)
+        assert _parsed(text) == expected
+
+
+def _parsed(text: str) -> str | None:
+    try:
+        return str(parse_url(text))
+    except BadUrl:
+        return None
