@@ -190,7 +190,7 @@ def show(
 def sql(
     dataset: Dataset,
     query: Annotated[
-        str, typer.Argument(metavar="QUERY", help="DuckDB SQL over samples, rows, verdicts, runs, columns.<set>")
+        str, typer.Argument(metavar="QUERY", help="DuckDB SQL over samples, rows, hosts, verdicts, runs, columns.<set>")
     ],
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
     selection: Selection = None,

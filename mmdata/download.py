@@ -239,7 +239,8 @@ def _sources(recipe: Mapping[str, Any], document: DatasetDocument, store: Store,
     for entry in entries:
         same = {name: value for name, value in entry["options"].items() if name != "path"} == options
         if same and (entry["kind"], entry["fingerprint"]) == (look["kind"], look["fingerprint"]):
-            return [_written(e, recipe["source"] if e is entry else None) for e in entries]
+            found = [_written(e, recipe["source"] if e is entry else None) for e in entries]
+            return found if len(found) > 1 else found[0]
     if mode == "extend":
         return [*(_written(entry) for entry in entries), recipe["source"]]
     raise RecipeError(

@@ -106,10 +106,7 @@ class _Job:
             options = options.model_copy(update={"columns": ("uid",)})
         self.with_media = form.media == "always" or (form.media == "asked" and options.include_media)
         schema = _schema(parts, options)
-        names = {
-            media_name(p.dataset.kept(p.dataset.shards()[0], []).schema.names) for p in parts if p.dataset.shards()
-        }
-        self.media_name = names.pop() if len(names) == 1 else "media" if names else "image"
+        self.media_name = _medium(parts, schema)
         form.require_media(self.media_name)
         self.columns = _columns(parts, schema, options, meanings, form, self.media_name)
         boxes = boxes_type(schema, options.blur) if len(schema) else None
@@ -244,6 +241,14 @@ def _schema(parts: list[Part], options: ExportOptions) -> pa.Schema:
                     f"{part.name!r}; export columns that agree"
                 )
     return pa.schema([(name, kind) for name, (kind, _) in found.items()])
+
+
+def _medium(parts: list[Part], schema: pa.Schema) -> str:
+    """What the samples' medium is called; `media` where the parts of a mix do not agree."""
+    if len(parts) == 1:
+        return media_name(schema.names)
+    found = {media_name(p.dataset.kept(p.dataset.shards()[0], []).schema.names) for p in parts if p.dataset.shards()}
+    return found.pop() if len(found) == 1 else "media" if found else "image"
 
 
 def _columns(

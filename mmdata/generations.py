@@ -72,7 +72,19 @@ def newest_rows(store: Store, shard: int) -> Generation:
     name = store.row_files().get(shard)
     if name is None:
         raise StoreError(f"{store.url} has no rows of shard {shard_name(shard)}; run the recipe first")
-    return Generation(name, int(name.rpartition(".g")[2].removesuffix(".parquet")))
+    return Generation(name, _number(name))
+
+
+def _newest_since(store: Store, shard: int, base: str) -> Generation:
+    """The newest rows file of a shard that had `base`: looked for by name, for a retry may ask for very many shards."""
+    name, number = base, _number(base)
+    while store.exists(later := f"rows/{shard_name(shard)}.g{number + 1}.parquet"):
+        name, number = later, number + 1
+    return Generation(name, number)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition(".g")[2].removesuffix(".parquet"))
 
 
 def publish_generation(
@@ -93,7 +105,7 @@ def publish_generation(
     of this dataset that fetching fills (`fetch.compute_hash`).
     """
     fetched = FETCHED | set(computed)
-    newest = newest_rows(store, shard)
+    newest = newest_rows(store, shard) if base is None else _newest_since(store, shard, base)
     wanted = _by_index(changes, shard, store)
     read = partial(_read, store, read_media)
     table = store.read_table(base or newest.name)

@@ -62,7 +62,7 @@ class BookDesk:
         if saved is not None:
             self.book.load(saved, self.clock(), time.time())
         self._told = self.book.changes
-        self.listeners: dict[str, Callable[[], None]] = {}  # worker → called when it has something to take
+        self.listeners: dict[str, Callable[[], object]] = {}  # worker → called when it has something to take
         self._known: set[str] = set()
         self._holder: Desk | None = None
 

@@ -118,7 +118,7 @@ class LocalGate:
     ) -> None:
         self._is_open = False
         with self._desk.lock:
-            del self._desk.listeners[self._client]
+            self._desk.listeners.pop(self._client, None)
         if self._timer is not None:
             self._timer.cancel()
         self._desk.forget(self._client)
@@ -353,7 +353,8 @@ class _Line:
         answer: Future[list[Reply]] = Future()
         self._questions.put((messages, answer))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(answer), within_s)
+            async with asyncio.timeout(within_s):  # asyncio.wait_for loses a cancellation that meets its result
+                return await asyncio.wrap_future(answer)
         except TimeoutError:
             raise RetryableError(
                 f"the process that keeps this run's hosts has said nothing for {within_s:g} s; see what holds it up, "

@@ -10,10 +10,12 @@ StoreError (disk, folder).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,11 +64,16 @@ WARNING = (
     "fetch.backend img2dataset: it follows any URL to any address, asks a host as often as it can, and holds bodies of "
     "any size; fetch.per_host, max_bytes, max_pixels and the like have no effect"
 )
+# Its own processes (a logger, which runs for ever, and one worker) end with it, and it with whoever started it.
 _CALL = """
-import json, sys, warnings
+import ctypes, json, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from img2dataset import download
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[2]):
+        os.killpg(0, signal.SIGKILL)
     download(**json.load(open(sys.argv[1])))
 """
 _MESSAGE_CHARS = 500
@@ -148,16 +155,29 @@ def _run(folder: Path, shard: int, table: pa.Table, fetch: FetchOptions, extra: 
         "disallowed_header_directives": list(fetch.disallowed_header_directives),
     }
     (folder / "call.json").write_text(json.dumps(options))
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
-    (folder / "call.py").write_text(_CALL)  # a file, because its worker processes import it
-    command = [sys.executable, str(folder / "call.py"), str(folder / "call.json")]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, cwd=folder)
-    if done.returncode or not (out / f"{shard:0{fetch.oom_shard_count}d}_stats.json").exists():
-        words = " ".join((done.stderr or done.stdout).split())[-_MESSAGE_CHARS:]
-        raise RetryableError(
-            f"img2dataset ended without a whole shard {shard_name(shard)} (exit {done.returncode}): {words}"
-        )
+    (folder / "call.py").write_text(_CALL)  # a file, because its worker process imports it
+    code, words = _call([sys.executable, str(folder / "call.py"), str(folder / "call.json"), str(os.getpid())], folder)
+    if code or not (out / f"{shard:0{fetch.oom_shard_count}d}_stats.json").exists():
+        raise RetryableError(f"img2dataset ended without a whole shard {shard_name(shard)} (exit {code}): {words}")
     return out
+
+
+def _call(command: list[str], folder: Path) -> tuple[int, str]:
+    """Its exit code, and the end of what it said."""
+    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
+    with (folder / "said").open("xb") as said:
+        # A group of its own, so that all of it can be ended at once.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=folder, process_group=0
+        )
+        try:
+            code = process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    words = (folder / "said").read_bytes()[-_MESSAGE_CHARS:].decode("utf-8", "replace")
+    return code, " ".join(words.split())
 
 
 def _found(out: Path, tar_name: str) -> dict[str, Row]:

@@ -22,8 +22,7 @@ from mmdata.errors import StoreError
 from mmdata.fetch_rows import Beside, Found, RowToFetch, fetch_rows
 from mmdata.fetched_before import FetchedBefore
 from mmdata.fetcher import Watch
-from mmdata.host_desk import BookDesk, rules_of
-from mmdata.host_gate import Gate, LocalGate
+from mmdata.host_gate import Gate, own_gate
 from mmdata.ingest_journal import IngestJournal
 from mmdata.media.http import Fetched
 from mmdata.prepare import Prepared
@@ -107,7 +106,7 @@ def ingest_shard(
                 [row for row in to_fetch if row.index not in known],
                 fetch,
                 folder / "media.tar",
-                make_gate or _alone(fetch),
+                make_gate or own_gate(fetch),
                 threads=threads,
                 watch=watch,
                 journal=journal,
@@ -125,12 +124,6 @@ def ingest_shard(
     if journal is not None:
         journal.forget()
     return counts_of(rows, started)
-
-
-def _alone(fetch: FetchOptions) -> Callable[[], Gate]:
-    """Gates of a run that is this one call."""
-    desk = BookDesk(rules_of(fetch))
-    return lambda: LocalGate(desk, "alone")
 
 
 def rows_to_fetch(shard: int, table: pa.Table, fetch: FetchOptions) -> list[RowToFetch]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from mmdata.adopt import with_columns
@@ -22,7 +22,7 @@ from mmdata.preflight import Proved
 from mmdata.progress import FetchLine
 from mmdata.shard_layout import complete_layouts
 from mmdata.sources.adopted import AdoptingSource
-from mmdata.sources.urls import GIVEN
+from mmdata.sources.urls import GIVEN, UrlSource
 
 __all__ = ["Intake"]
 
@@ -54,7 +54,7 @@ class Intake:
         of, captions = self._document.id, source.has_captions
         return IngestContext(store, of, source.kind, fetch, worker_run, adopting, own, extra, block, earlier, captions)
 
-    def items(self, there: Container[int]) -> Iterator[Item]:
+    def items(self, there: Collection[int]) -> Iterator[Item]:
         """Shards that are not among those `there`; a source all of whose shards are known to be is not read."""
         first = 0
         for number, entry in enumerate(self._document.sources):
@@ -72,10 +72,20 @@ class Intake:
                     if item.shard not in there:
                         if self._proved.earlier is not None and self._held is None:
                             self._held = self._proved.earlier.load()  # once for all workers of this machine
-                        self._line.begin()
+                        self._line.begin(self._left(there))
                         yield item
             self._ranges[number] = (first, count)
             first += count
+
+    def _left(self, there: Collection[int]) -> int | None:
+        """Rows that are to come, about: what is there already counts as whole shards. None where nobody knows."""
+        total = 0
+        for source in self._recipe.sources:
+            rows = source.known_rows if isinstance(source, UrlSource) else None
+            if rows is None:
+                return None
+            total += rows
+        return max(1, total - len(there) * self._recipe.fetch.shard_rows)
 
     def _of_source(self, number: int, first: int) -> Iterator[Item]:
         source, rows = self._recipe.sources[number], self._recipe.fetch.shard_rows
@@ -98,7 +108,7 @@ class Intake:
         counts = finished.result
         self.by_status.update(counts.by_status)
         self.seconds += counts.seconds
-        self._line.finish(counts.rows, counts.by_status.get("ok", 0))
+        self._line.finish(counts.rows, counts.by_status.get("ok", 0), counts.bytes_fetched)
         return f"rows/{shard_name(finished.item.shard)}.g0.parquet"
 
     def finish(self) -> None:

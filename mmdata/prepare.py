@@ -6,6 +6,7 @@ Memory: all decode threads of a process together hold about 320 MB, whatever the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -116,6 +117,7 @@ def _picture(
     blocks: BlockLists | None,
     boxes: Sequence[Any] | None,
 ) -> Prepared:
+    _one_thread_each()
     opened = image.Opened(data)
     info = opened.info
     known |= {"original_width_px": info.width, "original_height_px": info.height}
@@ -137,6 +139,14 @@ def _picture(
         least = _least_side(info, fetch) if not _keeps_bytes(fetch) else None if looks else 1
     with DECODING.held(opened.bytes_needed(least, fetch.decode == "fast")):
         return _stored(opened, least, fetch, known, blocks, found)
+
+
+@functools.cache
+def _one_thread_each() -> None:
+    """OpenCV's own threads would only stand in the way of the decode threads, of which there is one a CPU."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def _filtered(info: image.ImageInfo, fetch: FetchOptions) -> str | None:

@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mmdata.errors import RetryableError
-from mmdata.pool import IngestContext, Item, MakeGate, perform
+from mmdata.pool import Item, MakeGate, perform
+from mmdata.settings import FetchOptions
 from mmdata.shipment import packed, unpacked
 
 __all__ = [
@@ -129,7 +130,7 @@ class _Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before its stage brings torch in
         try:
             context = self._context(name)
-            make_gate = self._gates(context) if is_gated and isinstance(context, IngestContext) else None
+            make_gate = self._gates(context.fetch) if is_gated and item.kind == "ingest" else None
             data = DONE + packed(perform(context, item, _Told(self.say), make_gate, self._threads))
         except Exception as error:  # noqa: BLE001  handed to the driver, which raises what is not its to mend
             data = ERROR + _packed_error(error)
@@ -143,11 +144,11 @@ class _Worker:
             self._contexts[name] = None, context
         return context
 
-    def _gates(self, context: IngestContext) -> MakeGate:
+    def _gates(self, fetch: FetchOptions) -> MakeGate:
         from mmdata.host_desk import rules_of
         from mmdata.host_gate import LinkedGate
 
-        rules = rules_of(context.fetch)
+        rules = rules_of(fetch)
         return lambda client: LinkedGate(_Exchange(self.say, self._answers, client), rules)
 
 

@@ -88,6 +88,9 @@ class Step:
         self.done = 0
         self.kept: int | None = None
         self.failed: int | None = None
+        self.kept_word = "kept"
+        self.judged: int | None = None  # rows of which it is known whether they are kept; None = all that are done
+        self.mb_per_s: float | None = None
         self._progress = progress
         self._begun = self._printed = progress.clock()
         self._live: LiveLines | None = None
@@ -122,9 +125,12 @@ class Step:
         parts = [f"{self.done:,}/{self.total:,} rows" if self.total is not None else f"{self.done:,} rows"]
         if rate:
             parts.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
-        for word, count in (("kept", self.kept), ("failed", self.failed)):
-            if count is not None and self.done:
-                parts.append(f"{word} {100 * count / self.done:.1f} %")
+        if self.mb_per_s is not None:
+            parts.append(f"{self.mb_per_s:,.1f} MB/s")
+        judged = self.done if self.judged is None else self.judged
+        for word, count in ((self.kept_word, self.kept), ("failed", self.failed)):
+            if count is not None and judged:
+                parts.append(f"{word} {100 * count / judged:.1f} %")
         if ended:
             parts.append(f"in {_duration(seconds)}")
         elif rate and self.total is not None and self.total > self.done:
@@ -156,27 +162,37 @@ def _duration(seconds: float) -> str:
 
 
 class FetchLine:
-    """The line of fetching, made by its first shard; rows are told as they come, and again shard by shard."""
+    """The line of fetching, made by its first shard; rows are told as they come, and again shard by shard.
+
+    What share of them is ok, and how many bytes came, is known of finished shards only.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._step: Step | None = None
-        self._told = self._finished = self._shown = 0
+        self._told = self._finished = self._shown = self._bytes = 0
+        self._begun = 0.0
 
-    def begin(self) -> None:
-        """There is a shard to fetch."""
+    def begin(self, total: int | None = None) -> None:
+        """There is a shard to fetch; `total` rows are to come with it, None = not known."""
         if self._step is None:
-            self._step = self._progress.step("fetch").__enter__()
+            self._begun = self._progress.clock()
+            self._step = self._progress.step("fetch", total).__enter__()
+            self._step.kept_word = "ok"
 
     def tell(self, rows: int) -> None:
         """So many more rows are fetched, of a shard that goes on."""
         self._told += rows
         self._show()
 
-    def finish(self, rows: int, kept: int) -> None:
-        """A shard is done; `kept` of its `rows` have media."""
+    def finish(self, rows: int, kept: int, fetched_bytes: int = 0) -> None:
+        """A shard is done; `kept` of its `rows` have media, for which so many bytes came."""
         self._finished += rows
+        self._bytes += fetched_bytes
         if self._step is not None:
+            seconds = self._progress.clock() - self._begun
+            self._step.judged = self._finished
+            self._step.mb_per_s = self._bytes / 1e6 / seconds if seconds > 0 else None
             self._step.advance(kept=kept, failed=rows - kept)
         self._show()
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmdata.errors import MissingExtra, RetryableError, StoreError
-from mmdata.pool import Finished, IngestContext, Item, perform
+from mmdata.pool import Finished, Item, perform
+from mmdata.settings import FetchOptions
 from mmdata.shipment import Shipment
 from mmdata.slots import Slots
 from mmdata.worker_limits import limit_worker
@@ -292,14 +293,15 @@ def _perform(shipment: Shipment, item: Item, tidings: Any, is_gated: bool, slots
     if tidings is None:
         return perform(context, item)
     threads = max(1, len(os.sched_getaffinity(0)) // slots)
-    return perform(context, item, _Told(tidings, item.attempt), _gates(tidings, context) if is_gated else None, threads)
+    make_gate = _gates(tidings, context.fetch) if is_gated else None
+    return perform(context, item, _Told(tidings, item.attempt), make_gate, threads)
 
 
-def _gates(tidings: Any, context: IngestContext) -> Callable[[str], Gate]:
+def _gates(tidings: Any, fetch: FetchOptions) -> Callable[[str], Gate]:
     from mmdata.host_desk import rules_of
     from mmdata.host_gate import LinkedGate
 
-    desk, rules = _RemoteDesk(tidings), rules_of(context.fetch)
+    desk, rules = _RemoteDesk(tidings), rules_of(fetch)
 
     def gate(client: str) -> Gate:
         def exchange(messages: list[Message]) -> list[Reply]:

@@ -200,7 +200,7 @@ class _Retry:
                     self._done.rows += counts.rows
                     self._done.by_status.update(counts.by_status)
                     self._seconds += counts.seconds
-                    self._line.finish(counts.rows, counts.by_status.get("ok", 0))
+                    self._line.finish(counts.rows, counts.by_status.get("ok", 0), counts.bytes_fetched)
                 status = "done"
             finally:
                 feed.close()

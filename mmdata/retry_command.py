@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmdata.retry import Retried
 
 __all__ = ["retry_command"]
 
@@ -45,9 +48,6 @@ def retry_command(
       mmdata retry data/pets
       mmdata retry data/pets --error timeout,http_5xx --set fetch.timeout_s=60
     """  # noqa: D301  the mark keeps lines as they are in --help
-    from rich.console import Console
-
-    from mmdata import funnel
     from mmdata.errors import RecipeError
     from mmdata.retry import retry
 
@@ -66,6 +66,16 @@ def retry_command(
         device=device,  # type: ignore[arg-type]
         quiet=quiet,
     )
+    if _tell(done):
+        raise typer.Exit(1)
+
+
+def _tell(done: Retried) -> int:
+    """Print the funnel and what became of the rows; returns how many rows failed for a passing reason."""
+    from rich.console import Console
+
+    from mmdata import funnel
+
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120  # as `mmdata run` does
     funnel.render(done.dataset.funnel(), Console(highlight=False, soft_wrap=True, width=width))
     found = done.refetched
@@ -77,4 +87,4 @@ def retry_command(
     passing = (current.transient if current else 0) + (report.unsettled if report else 0)
     if passing:
         typer.echo(f"{passing} rows failed for a passing reason; the same command tries them again")
-        raise typer.Exit(1)
+    return passing

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdata import recipe as recipes
+from mmdata.columns import MEDIA_ROLES
 from mmdata.dataset import Dataset, run
 from mmdata.errors import RecipeError, SourceError
 from mmdata.funnel import Funnel
@@ -96,7 +97,9 @@ def _choose(recipe: Recipe, rows: int) -> tuple[int, pa.Table]:
 
 
 def _stored(ds: Dataset) -> int:
-    [row] = ds.sql("SELECT coalesce(sum(image_size), 0) FROM rows").fetchall()
+    there = ds.sql("SELECT * FROM rows").columns
+    sizes = " + ".join(f"coalesce({r}_size, 0)" for r in MEDIA_ROLES if f"{r}_size" in there)
+    [row] = ds.sql(f"SELECT coalesce(sum({sizes}), 0) FROM rows").fetchall()
     return int(row[0])
 
 

@@ -27,7 +27,22 @@ import mmdata
 from mmdata import cli, registry
 from mmdata.stage import Failed, stage
 
-COMMANDS = ["demo", "run", "plan", "show", "sql", "why", "export", "diff", "clean", "stages", "recipes", "doctor"]
+COMMANDS = [
+    "demo",
+    "run",
+    "plan",
+    "show",
+    "sql",
+    "why",
+    "download",
+    "export",
+    "diff",
+    "retry",
+    "clean",
+    "stages",
+    "recipes",
+    "doctor",
+]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -162,7 +177,8 @@ def test_plan_and_show(run: Run, pets: Path) -> None:
     assert (code, err) == (0, "")
     assert "http_4xx 1" in out
     assert "low 10" in out
-    assert out.splitlines()[-1].startswith("9 kept of 20 rows in (45.0 %)")
+    assert "\n9 kept of 20 rows in (45.0 %)" in out
+    assert "hosts that lost most" in out.partition("9 kept of 20")[2]
     assert max(map(len, out.splitlines())) <= 120
 
 

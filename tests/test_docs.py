@@ -19,12 +19,15 @@ PAGES = [
     "docs/dataset.md",
     "docs/recipe.md",
     "docs/diff.md",
+    "docs/fetching.md",
     "docs/attach.md",
+    "docs/download.md",
     "docs/export.md",
     "docs/duplicates.md",
     "docs/sources.md",
     "docs/selections.md",
     "docs/retrying.md",
+    "docs/runners.md",
 ]
 MMDATA = [sys.executable, "-c", "from mmdata.cli import main; main()"]
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import gzip
+import hashlib
 import json
+import re
+import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from img2dataset_peer import PEERS
+from img2dataset_peer import PEERS, ROOT
 from server import BadServer, picture
 
 import mmdata
@@ -99,6 +104,14 @@ def test_words_are_read_as_python_fire_reads_them(words: list[str], given: dict[
 def test_words_that_are_wrong_are_told(words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_command_line(words)
+
+
+@pytest.mark.parametrize("text", [help_text(), (ROOT / "docs" / "download.md").read_text(encoding="utf-8")])
+def test_examples_are_command_lines(text: str) -> None:
+    lines = re.findall(r"^ *mmdata download (?!URL_LIST)(.*)$", text.replace("\\\n", " "), re.M)
+    assert lines
+    for line in lines:
+        assert parse(planned(read_command_line(shlex.split(line))).recipe).name == "download"
 
 
 # What the options mean
@@ -199,10 +212,14 @@ def _list(server: BadServer, path: Path, numbers: range) -> Path:
     return path
 
 
-def _call(*words: str | Path) -> int:
+def _run(*words: str | Path) -> int:
     with pytest.raises(SystemExit) as end:
-        main(["download", *map(str, words)])
+        main([str(word) for word in words])
     return int(end.value.code or 0)
+
+
+def _call(*words: str | Path) -> int:
+    return _run("download", *words)
 
 
 def _shards(folder: Path) -> dict[str, int]:
@@ -239,6 +256,33 @@ def test_a_list_comes_in_goes_on_and_grows(
     assert sorted(p.name for p in out.glob("*.tar")) == ["00000.tar", "00001.tar"]
 
 
+def test_a_retry_reaches_the_layout_and_other_commands_the_folder(
+    server: BadServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of the second shard answers 503 once, and is in its tar after `mmdata retry`."""
+    out, listing = tmp_path / "out", tmp_path / "list.txt"
+    paths = ["/0,x.jpg", "/1,x.jpg", "/2,x.jpg", f"/flaky/503/1?{tmp_path.name}"]
+    listing.write_text("".join(server.url(p) + "\n" for p in paths))
+    words = [f"--output_folder={out}", "--output_format=webdataset", "--number_sample_per_shard=2"]
+    assert _call(listing, *words, *QUICK) == 0
+    assert _shards(out) == {"00000_stats.json": 2, "00001_stats.json": 1}
+    untouched = (out / "00000.parquet").stat().st_mtime_ns
+    assert _run("retry", out, "--error", "http_5xx", "--runner", "inline", "--quiet") == 0
+    assert _shards(out) == {"00000_stats.json": 2, "00001_stats.json": 2}
+    with tarfile.open(out / "00001.tar") as tar:
+        assert tar.getnames() == ["000010.jpg", "000010.json", "000011.jpg", "000011.json"]
+    assert pq.read_table(out / "00001.parquet")["status"].to_pylist() == ["success", "success"]
+    assert (out / "00000.parquet").stat().st_mtime_ns == untouched
+    assert _call(listing, *words, *QUICK) == 0  # the same command finds all done
+    assert _run("clean", out, "--grace", "0") == 0
+    capsys.readouterr()
+    assert _run("sql", out, "SELECT count(*) FROM samples WHERE status = 'ok'", "--format", "csv") == 0
+    assert capsys.readouterr().out.split()[1:] == ["4"]
+    assert _run("export", out, tmp_path / "exported") == 0
+    assert pq.read_table(tmp_path / "exported" / "00000.parquet").num_rows == 4
+    assert _shards(out) == {"00000_stats.json": 2, "00001_stats.json": 2}
+
+
 def test_nothing_is_written_for_what_is_refused(server: BadServer, tmp_path: Path) -> None:
     listing = _list(server, tmp_path / "list.txt", range(1))
     for wrong in ("--output_format=tfrecord", "--image_size=0", "--caption_col=text", "--nothing=1"):
@@ -266,6 +310,25 @@ def test_a_folder_of_lists(server: BadServer, tmp_path: Path) -> None:
     ]
     rows = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
     assert [(r["caption"], len(r["sha256"])) for r in rows] == [("caption 0", 64), ("caption 1", 64)]
+
+
+def test_hashes_and_boxes_of_the_list(server: BadServer, tmp_path: Path) -> None:
+    """`verify_hash` and `bbox_col`: columns of the list; boxes are saved, the hash is not."""
+    urls = [server.url(f"/{i},x.jpg") for i in range(3)]
+    hashes = [hashlib.md5(picture(300 + i, 200)).hexdigest() for i in range(3)]
+    boxes = [[[0.0, 0.0, 0.5, 0.5]], [], None]
+    table = pa.table(
+        {"url": urls, "h": [*hashes[:2], "0" * 32], "b": pa.array(boxes, pa.list_(pa.list_(pa.float64())))}
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    words = [f"--output_folder={tmp_path / 'out'}", "--verify_hash=[h, md5]", "--compute_hash=md5", "--bbox_col=b"]
+    assert _call(tmp_path / "list.parquet", *words, "--output_format=parquet", *QUICK) == 0
+    rows = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
+    assert [r["status"] for r in rows] == ["success", "success", "failed_to_download"]
+    assert [r["error_message"] for r in rows] == [None, None, "hash mismatch"]
+    assert [r["md5"] for r in rows] == [*hashes[:2], None]
+    assert [r["b"] for r in rows] == boxes
+    assert "h" not in rows[0]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves its file open

@@ -164,8 +164,8 @@ def _little_disk(folder: Path, size: int) -> Iterator[Any]:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("what", ["dataset", "scratch"])
+@pytest.mark.parametrize("runner", SELDOM_INLINE)
 def test_the_disk_is_full(what: str, runner: tuple[str, ...], place: Place, undisturbed: Place) -> None:
     size = sum(p.stat().st_size for p in (undisturbed.dataset / "media").iterdir())
     disk, part = (place.dataset, size // 2) if what == "dataset" else (place.folder / "scratch", size // 10)

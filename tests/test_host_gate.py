@@ -240,6 +240,22 @@ def test_what_a_worker_has_is_free_when_its_gate_closes() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_a_gate_closes_at_whatever_moment_an_answer_comes(steps: int) -> None:
+    async def work() -> None:
+        gate, said = linked(BookDesk(HostRules(Limit(1, None))))
+        Heard(gate)
+        async with gate:
+            gate.want("x")
+            while not said:
+                await asyncio.sleep(0)
+            time.sleep(0.02)  # the answer is there, and this loop has not seen it
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+    run(work)
+
+
 def test_late_words_of_a_forgotten_worker_take_nothing() -> None:
     desk = BookDesk(HostRules(Limit(1, None)))
     assert desk.answer("a", [("hello",), ("want", "x", 1)]) == [("grant", "x")]

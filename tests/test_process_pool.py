@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
@@ -96,7 +97,7 @@ def test_a_fetched_picture_that_kills_its_decoder_costs_its_row(tmp_path: Path) 
     assert found == [("decode", "worker_died") if n in (2, 15) else ("ok", None) for n in range(20)]
 
 
-@pytest.mark.parametrize("fault", ["oom", "cuda"])
+@pytest.mark.parametrize("fault", ["cuda", pytest.param("oom", marks=pytest.mark.long)])
 def test_a_device_that_fails_once_costs_a_worker_and_no_row(tmp_path: Path, fault: str) -> None:
     document = synthetic.make_dataset(tmp_path, list(range(20)), 20)
     ds = _run(document, _step(tmp_path, fault, [7], times=1, shape=4))
@@ -176,7 +177,7 @@ def test_workers_that_do_not_come_up_stop_the_run(tmp_path: Path, monkeypatch: p
 # Stopped from outside
 
 
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long), "SIGKILL"])
 def test_a_stopped_driver_leaves_no_process_and_the_same_command_goes_on(tmp_path: Path, how: str) -> None:
     document = synthetic.make_dataset(tmp_path, list(range(6)), 3)
     step = _step(tmp_path, "none", None, shape=1, slow_s=0.4)
@@ -221,6 +222,7 @@ def test_how_a_worker_ended_is_told() -> None:
     connection = Connection(mine.detach())
     try:
         made.fork(theirs)
+        assert _python_threads(made._process.pid) == 1  # forking is safe only without others
         pid = unpacked(connection.recv_bytes()[1:])  # it says hello
         os.kill(pid, signal.SIGKILL)
         assert made.fate(pid, 20) == "killed by SIGKILL"
@@ -228,6 +230,12 @@ def test_how_a_worker_ended_is_told() -> None:
     finally:
         connection.close()
         made.close()
+
+
+def _python_threads(pid: int) -> int:
+    """Threads of a process, without that of DuckDB's allocator, which looks after itself when the process forks."""
+    names = [Path(f"/proc/{pid}/task/{task}/comm").read_text().strip() for task in os.listdir(f"/proc/{pid}/task")]
+    return sum(name != "jemalloc_bg_thd" for name in names)
 
 
 # Tails
@@ -253,7 +261,7 @@ class _Waits(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("runner", ["processes", "ray"])
+@pytest.mark.parametrize("runner", ["processes", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_shard_that_only_waits_holds_nobody_up(tmp_path: Path, runner: Any) -> None:
     _Waits.second.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Waits) as waits:
@@ -270,6 +278,42 @@ def test_a_shard_that_only_waits_holds_nobody_up(tmp_path: Path, runner: Any) ->
         ds = mmdata.run(document, runner=runner, workers=1)
         waits.shutdown()
     assert ds.sql("SELECT DISTINCT status FROM rows").fetchall() == [("ok",)]
+
+
+class _Counts(_Waits):
+    """Counts the connections that are open at once."""
+
+    lock = threading.Lock()
+    now = most = 0
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        with kind.lock:
+            kind.now += 1
+            kind.most = max(kind.most, kind.now)
+        time.sleep(0.1)
+        with kind.lock:
+            kind.now -= 1
+        super().do_GET()
+
+
+@pytest.mark.parametrize("runner", ["processes", pytest.param("ray", marks=pytest.mark.long)])
+def test_a_hosts_allowance_is_the_runs_and_not_a_workers(tmp_path: Path, runner: Any) -> None:
+    _Counts.most = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Counts) as counts:
+        threading.Thread(target=counts.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{counts.server_port}/{n}" for n in range(40)]
+        pq.write_table(pa.table({"url": urls}), tmp_path / "list.parquet")
+        document = {
+            "name": "polite",
+            "dataset": str(tmp_path / "dataset"),
+            "source": {"kind": "urls", "path": str(tmp_path / "list.parquet")},
+            "fetch": {**LOOPBACK, "per_host": 3, "shard_rows": 20, "image_size": 32},
+        }
+        ds = mmdata.run(document, runner=runner, workers=2)
+        counts.shutdown()
+    assert ds.funnel().kept == 40
+    assert _Counts.most == 3  # of either worker alone it would be 3 too, and of both 6
 
 
 INGEST, PASS, MODEL = Item("ingest", "i"), Item("pass", "p"), Item("pass", "m", on_actor=True, gpu=1.0)

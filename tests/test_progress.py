@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from mmdata.progress import Progress
+from mmdata.progress import FetchLine, Progress
 
 
 class Clock:
@@ -136,3 +136,22 @@ def test_counts_from_many_threads_add_up() -> None:
 def test_importing_progress_does_not_import_rich() -> None:
     code = "import sys, mmdata.progress; print('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_fetching_tells_bytes_and_shares_of_finished_shards() -> None:
+    out, clock = io.StringIO(), Clock()
+    with Progress(stream=out, clock=clock) as progress:
+        line = FetchLine(progress)
+        line.begin(1000)
+        clock.now += 10
+        # 300 rows told, 200 of them in a finished shard: 150 ok, 50 failed, 30 MB in 10 s; 700 rows left at 30 a second
+        line.tell(200)
+        line.finish(200, 150, 30_000_000)
+        line.tell(100)
+        assert out.getvalue() == "fetch: 200/1,000 rows, 20 rows/s, 40 s left\n"
+        clock.now += 10
+        line.finish(100, 50, 30_000_000)
+        line.tell(100)
+        line.end()
+    lines = out.getvalue().splitlines()[1:]
+    assert lines[-1] == "fetch: 400/1,000 rows, 20 rows/s, 3.0 MB/s, ok 66.7 %, failed 33.3 %, in 20 s"

@@ -15,6 +15,7 @@ from server import BadServer, picture
 
 import mmdata
 from mmdata import local_disk
+from mmdata.clean import clean
 from mmdata.errors import RecipeError, StoreError
 from mmdata.generations import publish_generation
 from mmdata.ledger import dataset_document
@@ -189,6 +190,16 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not local_disk.publish_folder(iter([("c.txt", b"c")]), str(tmp_path / "shard"))
     assert sorted(p.name for p in (tmp_path / "shard").iterdir()) == ["a.txt", "b.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["shard"]
+
+
+def test_clean_takes_what_a_killed_worker_left_and_nothing_of_the_layout(server: BadServer, tmp_path: Path) -> None:
+    store = _run(server, tmp_path / "out", "files", tmp_path)
+    before = _files(store)
+    (tmp_path / "out" / ".tmp-1-abc").mkdir()
+    (tmp_path / "out" / ".tmp-1-abc" / "000000.jpg").write_bytes(b"half")
+    assert ".tmp-1-abc/000000.jpg" in dict(clean(store, grace_s=0))
+    assert not (tmp_path / "out" / ".tmp-1-abc").exists()
+    assert _files(store) == before
 
 
 @pytest.mark.parametrize(

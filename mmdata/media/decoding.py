@@ -174,7 +174,8 @@ class Opened:
             return int(pixels * (cost + (0 if quick and least else 3)))
         scale = _quick_factor(self.info, least) if quick and least else 1
         buffered = 2 * self._jpeg.samples if self._jpeg.is_buffered else 0
-        return int(pixels * (buffered + max(3, self._jpeg.components) / scale**2))
+        turned = 3 if self.info.orientation != 1 else 0  # turning makes a copy
+        return int(pixels * (buffered + (max(3, self._jpeg.components) + turned) / scale**2))
 
     def decode(self, least: int | None = None, max_pixels: int | None = None, quick: bool = False) -> Decoded:
         """The pixels. `least`: px that the short side needs not exceed, None = in full.

@@ -14,14 +14,14 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from mmdata.media.addresses import AddressRefused, BadUrl, parse_url
 
 __all__ = [
-    "BrokenAnswer",
     "Exchange",
-    "LostConnection",
     "explain",
     "is_short_of_sockets",
     "printable",
@@ -33,14 +33,6 @@ __all__ = [
 _LONGEST_WORDS = 200
 # The process or the machine has no file descriptor, port or memory to spare: nobody's host is at fault.
 _SHORT_OF_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-
-
-class BrokenAnswer(ValueError):
-    """The other side does not speak HTTP/1, or more of it than we listen to."""
-
-
-class LostConnection(ConnectionError):
-    """The connection ended before the answer did."""
 
 
 @dataclass(slots=True)
@@ -69,26 +61,36 @@ class Exchange:
 
 def explain(error: BaseException) -> Exchange:
     """The Exchange that ended in this exception."""
-    if isinstance(error, AddressRefused):
-        return Exchange("refused_address", say(error))
-    if isinstance(error, socket.gaierror):
-        again = error.errno == socket.EAI_AGAIN
-        return Exchange("dns", say(error), is_transient=again, is_outage=again)
-    if isinstance(error, ssl.SSLError | ssl.CertificateError):
-        return Exchange("tls", say(error))
-    if isinstance(error, BrokenAnswer):
-        return Exchange("connect", f"malformed answer: {say(error)}"[:_LONGEST_WORDS])
+    cause = _cause(error)
+    if isinstance(cause, AddressRefused):
+        return Exchange("refused_address", say(cause))
+    if isinstance(cause, socket.gaierror):
+        again = cause.errno == socket.EAI_AGAIN
+        return Exchange("dns", say(cause), is_transient=again, is_outage=again)
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError | ssl.CertificateError):
+        return Exchange("tls", say(getattr(error, "certificate_error", None) or cause))
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+        return Exchange("connect", f"malformed answer: {say(error.message)}"[:_LONGEST_WORDS])
     if isinstance(error, TimeoutError):  # of the operating system: ETIMEDOUT
         return Exchange("timeout", say(error), is_transient=True)
-    if not isinstance(error, OSError):  # its words may hold anything
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return Exchange("connect", "the connection was closed", is_transient=True)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Exchange("connect", "the answer was cut short", is_transient=True)
+    if not isinstance(cause, OSError):  # its words may hold anything
         return Exchange("connect", type(error).__name__)
-    unreachable = error.errno == errno.ENETUNREACH
-    return Exchange("connect", say(error), is_transient=True, is_outage=unreachable)
+    return Exchange("connect", say(cause), is_transient=True, is_outage=cause.errno == errno.ENETUNREACH)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the operating system, TLS or the resolver said, where aiohttp wraps it."""
+    return getattr(error, "os_error", None) or error
 
 
 def is_short_of_sockets(error: BaseException) -> bool:
     """Whether we, not the host, had nothing left to connect with."""
-    return isinstance(error, OSError) and error.errno in _SHORT_OF_SOCKETS
+    cause = _cause(error)
+    return isinstance(cause, OSError) and cause.errno in _SHORT_OF_SOCKETS
 
 
 def redirected(url: URL, location: str) -> URL | str:

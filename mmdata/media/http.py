@@ -1,32 +1,45 @@
 """An HTTP client for lists of foreign URLs: whatever a server does, one request costs one value, never an exception.
 
 In: a URL taken apart by `addresses.parse_url`. Out: an `Exchange`, redirects among them: nothing is followed here. http
-and https only; addresses checked and pinned (see `addresses`); a deadline and a least rate; headers and body bounded in
-size, all bodies together in memory (see `budget`). No cookies, no proxies, no content coding asked for, TLS always
-verified. A user and password in the URL are sent to its host as Basic authentication and stored nowhere.
+and https only; addresses checked and pinned (see `addresses`, `resolver`); a deadline and a least rate; headers, what
+surrounds a body, and bodies bounded in size (see `connector`, `body`), all bodies together in memory (see `budget`). No
+cookies, no proxies, no content coding asked for, TLS always verified. A user and password in the URL are sent to its
+host as Basic authentication and stored nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import Mapping
+import functools
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from urllib.parse import unquote
 
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from mmdata.media.addresses import check_literal
+from mmdata.media.body import BodyRefused
 from mmdata.media.budget import ByteBudget, Hold
-from mmdata.media.connections import Connections, Key
-from mmdata.media.exchange import Exchange, explain, is_short_of_sockets
+from mmdata.media.connector import BoundedConnector, was_never_heard
+from mmdata.media.exchange import Exchange, explain, is_short_of_sockets, printable, redirected, retry_after_s
 from mmdata.media.resolver import Resolver
-from mmdata.media.transfer import Judge, Transfer
-from mmdata.media.wire import Connection
+from mmdata.media.transfer import Transfer
 
 __all__ = ["Client", "Exchange", "Fetched", "HttpLimits", "Judge"]
 
+Judge = Callable[[CIMultiDictProxy[str]], str | None]
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LONGEST_LINE = 8190  # bytes of one header
+_MOST_HEADERS = 128
+_KEEP_ALIVE_S = 5.0  # many hosts are many idle sockets
+_MOST_FILES = 65_536
 _SOCKET_PAUSES_S = (0.05,) * 20 + (0.5,) * 60  # while descriptors or ports are short
 
 
@@ -66,6 +79,43 @@ class Fetched:
     fetch_ms: float | None = None
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One per process: making it reads every certificate of the system, 19 ms each time."""
+    return ssl.create_default_context()
+
+
+@functools.cache
+def _raise_file_limit() -> None:
+    """Many hosts are many sockets: use what the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Checked(AbstractResolver):
+    """Our resolver as aiohttp's connector asks it: it connects to the addresses it is given, and looks up nothing."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Checked addresses of `host`."""
+        return [_result(host, address, port) for address in await self._resolver.addresses(host)]
+
+    async def close(self) -> None:
+        """Whoever made the resolver closes it."""
+
+
+def _result(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=flags)
+
+
 class Client:
     """Asks for URLs in one event loop: `async with Client(limits) as client`, then `client.exchange(url, …)`.
 
@@ -75,19 +125,41 @@ class Client:
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
-        self._headers = (
-            f"User-Agent: {limits.user_agent}\r\nAccept: image/*, */*;q=0.5\r\nAccept-Encoding: identity\r\n"
-        )
 
     async def __aenter__(self) -> Client:
+        _raise_file_limit()
         self._resolver = Resolver(self.limits.allow_private, self.limits.resolve)
-        self._connections = Connections(self._resolver, self.limits.max_header_bytes)
+        self._connector = BoundedConnector(
+            self.limits.max_header_bytes,
+            resolver=_Checked(self._resolver),
+            use_dns_cache=False,
+            ssl=_tls(),
+            limit=0,
+            keepalive_timeout=_KEEP_ALIVE_S,
+        )
+        line = min(_LONGEST_LINE, self.limits.max_header_bytes)
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
+            max_line_size=line,
+            max_field_size=line,
+            max_headers=_MOST_HEADERS,
+            headers={
+                "User-Agent": self.limits.user_agent,
+                "Accept": "image/*, */*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
+        )
+        # It would send a request again wherever a connection is lost; `_ask` does where a kept one was dead already.
+        self._session._retry_connection = False
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connections.close()
+        await self._session.close()
         await self._resolver.close()
 
     async def exchange(
@@ -107,21 +179,22 @@ class Client:
         that is the body's bound, and `data` of `too_large` are its first bytes up to there.
         """
         transfer = Transfer(
-            url,
             hold,
-            timeout_s=timeout_s,
+            timeout_s,
             max_bytes=self.limits.max_bytes if max_bytes is None else max_bytes,
             keep_cut=max_bytes is not None,
             least_per_s=self.limits.min_bytes_per_s,
-            judge=judge,
         )
         sent = False
         try:
-            host = url.raw_host or ""
             if not self.limits.allow_private:
-                check_literal(host)
+                check_literal(url.raw_host or "")
             sent = True
-            outcome = await self._carry((url.scheme, host, url.port or 0), self._request(url), transfer)
+            async with asyncio.timeout(timeout_s) as deadline:
+                transfer.deadline = deadline
+                outcome = await self._ask(url, transfer, judge)
+        except BodyRefused as refused:
+            outcome = refused.outcome
         except TimeoutError as error:
             outcome = explain(error) if error.errno is not None else transfer.late()
         except Exception as error:  # noqa: BLE001  one URL costs one value, whatever the network or a server does
@@ -134,39 +207,39 @@ class Client:
         outcome.sent, outcome.seconds = sent, transfer.spent_s
         return outcome
 
-    async def _carry(self, key: Key, request: bytes, transfer: Transfer) -> Exchange:
-        connection = self._connections.take(key)
-        is_used = connection is not None
+    async def _ask(self, url: URL, transfer: Transfer, judge: Judge | None) -> Exchange:
+        pauses = iter(_SOCKET_PAUSES_S)
         while True:
-            if connection is None:
-                connection = await self._connect(key, transfer)
-            transfer.start(connection, request)
-            await transfer.go_on()
-            if transfer.is_stale and is_used:
-                # It was closed while it was idle: the server has not seen this request (RFC 9112, 9.3.1).
-                connection, is_used = None, False
-                continue
-            self._connections.give(key, connection)
-            assert transfer.outcome is not None
-            return transfer.outcome
-
-    async def _connect(self, key: Key, transfer: Transfer) -> Connection:
-        for pause_s in (*_SOCKET_PAUSES_S, None):
             try:
-                async with asyncio.timeout(transfer.left_s):
-                    return await self._connections.open(key)
-            except OSError as error:
-                if pause_s is None or not is_short_of_sockets(error):
+                async with self._session.get(url, allow_redirects=False) as answer:
+                    return await self._answer(url, answer, transfer, judge)
+            except aiohttp.ClientConnectionError as error:
+                if was_never_heard(error):
+                    continue
+                pause_s = next(pauses, None) if is_short_of_sockets(error) else None
+                if pause_s is None:
                     raise
-            # No host is at fault: not charged to this one.
-            self._connections.drop_idle()
-            await asyncio.sleep(pause_s)
-            transfer.waited_s += pause_s
-        raise AssertionError
+            self._connector.drop_idle()
+            await transfer.unhurried(asyncio.sleep(pause_s))  # no host is at fault: not charged to this one
 
-    def _request(self, url: URL) -> bytes:
-        lines = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{self._headers}"
-        if url.raw_user is not None:
-            pair = f"{unquote(url.raw_user)}:{unquote(url.raw_password or '')}".encode()
-            lines += f"Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
-        return f"{lines}\r\n".encode("ascii")
+    async def _answer(
+        self, url: URL, answer: aiohttp.ClientResponse, transfer: Transfer, judge: Judge | None
+    ) -> Exchange:
+        code, headers = answer.status, answer.headers
+        transfer.status = code
+        transfer.content_type = printable(headers.get("Content-Type"))
+        most = self.limits.max_header_bytes
+        if sum(len(name) + len(value) for name, value in answer.raw_headers) > most:
+            return Exchange("connect", f"malformed answer: more than {most} bytes of headers")
+        if 200 <= code < 300:
+            if judge is not None and (words := judge(headers)) is not None:
+                return Exchange("opted_out", words)
+            return Exchange("ok", data=await transfer.body(answer))
+        if code in _REDIRECTS and (location := headers.get("Location")):
+            to = redirected(url, location)
+            return Exchange("bad_url", to) if isinstance(to, str) else Exchange("redirect", location=to)
+        detail = f"HTTP {code}"
+        if code == 429 or code >= 500:
+            kind = "http_429" if code == 429 else "http_5xx"
+            return Exchange(kind, detail, is_transient=True, pause_s=retry_after_s(headers.get("Retry-After")))
+        return Exchange("http_4xx", detail)

@@ -2,6 +2,9 @@
 
 In: a host as `addresses.parse_url` gives it. Out: its addresses that are not refused, in the order of the system's
 resolver. Fails with AddressRefused when none is left, and socket.gaierror when the name does not resolve.
+
+The system's resolver, and not c-ares: it reads what the machine is configured with, and its 0.30 ms of CPU a new name
+(c-ares: 0.12) are little beside the pictures of a host.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ _threads = threading.Semaphore(256)  # of the whole process
 
 # host → (monotonic expiry, addresses or the error of the look-up); one per process, shared by all shards.
 _cache: dict[str, tuple[float, list[str] | socket.gaierror]] = {}
+_cache_lock = threading.Lock()  # of those who write
 
 
 class Resolver:
@@ -144,9 +148,10 @@ def _ask_system(host: str) -> list[str]:
             raise
         found = error
     kind = "unknown" if isinstance(found, socket.gaierror) else "found"
-    while len(_cache) >= _CACHE_SIZE:
-        _cache.pop(next(iter(_cache)), None)
-    _cache[host] = (time.monotonic() + _TTL_S[kind], found)
+    with _cache_lock:
+        while len(_cache) >= _CACHE_SIZE:
+            del _cache[next(iter(_cache))]
+        _cache[host] = (time.monotonic() + _TTL_S[kind], found)
     if isinstance(found, socket.gaierror):
         raise found
     return found

@@ -76,9 +76,9 @@ class _Host:
 class Schedule:
     """The jobs of one shard. `add` and `ended` tell it what happens, `pump` and `pop` say what may start.
 
-    `patience_s`: so long a shard waits once all that is left belongs to hosts in trouble (closed by the gate, asking for
-    a pause, or with three failures in a row). `defer_after_s`: so long it waits once there is room for more than hosts allow to start;
-    None = as long as it takes.
+    `patience_s`: so long a shard waits once all that is left belongs to hosts in trouble (closed by the gate, asking
+    for a pause, or with three failures in a row). `defer_after_s`: so long it waits once there is room for more than
+    hosts allow to start; None = as long as it takes.
     """
 
     def __init__(self, gate: Asking, patience_s: float, defer_after_s: float | None = None) -> None:

@@ -48,6 +48,12 @@ class UrlSource(Options):
     )
 
     _given: dict[str, str] = PrivateAttr(default_factory=dict)
+    _counted: dict[str, int] = PrivateAttr(default_factory=dict)  # `rows`, once known; its copies share it
+
+    @property
+    def known_rows(self) -> int | None:
+        """Rows of the list, once a Parquet list has been looked at; None = nobody has counted them."""
+        return self._counted.get("rows")
 
     def with_given(self, given: Mapping[str, str]) -> UrlSource:
         """The same source, whose tables also have these of the columns GIVEN: name there → column of the list."""
@@ -189,6 +195,7 @@ class UrlSource(Options):
                     )
         if not rows or found is None:
             raise SourceError(f"the list {self.path} has no rows")
+        self._counted["rows"] = rows
         return found
 
     def _parquet_parts(self, file: ListFile, extra: pa.Schema) -> Iterator[pa.Table]:

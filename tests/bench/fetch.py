@@ -37,6 +37,18 @@ RESULTS = Path(__file__).parent / "results" / "fetch.json"
 PEER = ROOT / ".venv-peers" / "bin" / "img2dataset"
 SIZE, QUALITY, PROCESSES = 256, 95, 2
 PARTS = ("a", "b", "exact", "bare", "only", "psnr", "memory")
+# (where it stands in the results, at least, at most)
+TARGETS: list[tuple[tuple[str, ...], float | None, float | None]] = [
+    (("a", "ratio", "images_per_s"), 2.0, None),
+    (("a", "ratio", "cpu_per_image"), None, 0.5),
+    (("b", "ratio", "images_per_s"), 2.0, None),
+    (("exact", "ratio", "images_per_s"), 1.5, None),
+    (("cpu_over_bare", "a"), None, 1.3),
+    (("only", "bodies_per_cpu_s"), 2500, None),
+    (("psnr", "percentile_5_db"), 33, None),
+    (("psnr", "median_db"), 45, None),
+    (("memory", "largest_process_mb_at_200000"), None, 500),
+]
 
 
 def listing(folder: Path, url: str, corpus: str, rows: int) -> Path:
@@ -262,6 +274,21 @@ def keep(part: str, found: Any) -> None:
     RESULTS.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
+def judge() -> bool:
+    """Print how the results stand to what was asked for; whether all that is there is met."""
+    known, all_met = json.loads(RESULTS.read_text(encoding="utf-8")), True
+    for place, least, most in TARGETS:
+        found: Any = known
+        for name in place:
+            found = found.get(name, {})
+        if found != {}:
+            met = (least is None or found >= least) and (most is None or found <= most)
+            wanted = f"at least {least}" if least is not None else f"at most {most}"
+            print(f"{'.'.join(place)}: {found}, {wanted}: {'met' if met else 'NOT MET'}")
+            all_met = all_met and met
+    return all_met
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -278,7 +305,7 @@ def main() -> int:
         print(part, json.dumps(found, indent=2), f"load {os.getloadavg()[0]:.1f}", flush=True)
         if not asked.dry:
             keep(part, found)
-    return 0
+    return 0 if asked.dry or judge() else 1
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ WRITERS = {
     "layout": "Parquet bytes in memory, which are hashed",
     "answers": "the answer of `mmdata sql`, to standard output",
     "sample": "a temporary dataset's list, in scratch",
+    "fetched_before": "node scratch: the indexes of fetch.skip_existing",
     "joins.keys": "scratch: keys on their way to being sorted",
     "joins.arrays": "scratch: arrays that cannot be mapped from where they lie",
     "clean": "removes stale scratch; in the dataset it asks Store",

@@ -6,6 +6,7 @@ import io
 import struct
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -179,7 +180,18 @@ def test_cmyk_by_its_profile() -> None:
     assert np.abs(cyan[8, 8].astype(int) - (0, 255, 255)).max() <= 3
 
 
-def test_what_is_kept_of_profiles_is_bounded() -> None:
-    for step in range(40):
+def test_what_is_kept_of_profiles_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(colour, "_KEPT", 3)
+    for step in range(5):
         assert colour.transform_of(profile(b"RGB ", 1.1 + step / 64), "RGB") is not None
-    assert len(colour._kept) <= 32
+    assert len(colour._kept) == 3
+
+
+def test_of_sixteen_bits_the_high_byte_is_kept_as_opencv_and_pillow_keep_it() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+    data = cv2.imencode(".png", values)[1].tobytes()
+    found = image.decode(data)
+    assert np.array_equal(found, values[:, :, ::-1] >> 8)
+    assert np.array_equal(found[:, :, ::-1], cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    with Image.open(io.BytesIO(data)) as oracle:
+        assert np.array_equal(found, np.asarray(oracle.convert("RGB")))

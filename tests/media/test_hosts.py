@@ -1,4 +1,5 @@
 """Allowances of hosts, simulated with a clock of their own."""
+# long because: each rule has its case by hand, and all of them one simulation
 
 from __future__ import annotations
 
@@ -270,6 +271,7 @@ def test_breakers_and_long_pauses_survive_by_the_clock_on_the_wall() -> None:
 
     again = book(4, None, failures=2, cooldown_s=60)
     again.load(saved, 5.0, 1_000_020.0)
+    assert again.save(5.0, 1_000_020.0) == {**saved, "saved": 1_000_020.0}
     for host in ("down", "later", "worse", "soon"):
         again.want("b", host, 5.0)
     assert again.take("b", 5.0) == [Closed("down", 30.0), Closed("later", 570.0), Grant("worse"), Grant("soon")]
@@ -356,6 +358,20 @@ class Run:
             self.now = max(self.now, min(changes))
         pytest.fail(f"never granted: {+self.wanted}")
 
+    def has_its_connections_back(self) -> None:
+        """None leaked: once all is over, a newcomer gets as many as the host allows."""
+        self.now += 2 * hosts.MAX_PAUSE_S
+        for host in "xyz" if not self.interval else "":
+            assert self.granted_one(host), "even after its breaker's longest pause"
+            self.book.leave("new", host, "ok", None, self.now)
+            self.book.want("new", host, self.now, 9)
+            assert granted(self.book, "new", self.now) == self.connections
+            self.book.give_up("new", host, 9, self.now)
+
+    def granted_one(self, host: str) -> bool:
+        self.book.want("new", host, self.now)
+        return granted(self.book, "new", self.now) == 1
+
 
 _client, _host = st.sampled_from("abc"), st.sampled_from("xyz")
 _outcome = st.sampled_from(["ok", "ok", "http_4xx", "timeout", "http_5xx", "cancelled"])
@@ -392,3 +408,4 @@ def test_whatever_workers_do_nobody_gets_more_and_nobody_is_lost(
         else:
             getattr(run, str(kind))(*given_)
     run.drain()
+    run.has_its_connections_back()
