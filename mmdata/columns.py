@@ -6,6 +6,7 @@ of their own; those are declared by each operator's contract, not here.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "media_reference",
     "role_of",
     "row_id",
+    "uid_of",
     "vector_rows",
 ]
 
@@ -168,6 +170,12 @@ def vector_rows(values: pa.Array | pa.ChunkedArray) -> list[Any]:
 def row_id(shard: int, index: int) -> int:
     """The join key of row `index` (from 0) of `shard` (from 0)."""
     return (shard << ROWS_PER_SHARD_BITS) + index
+
+
+def uid_of(kind: str, location: str | None, caption: str | None) -> str:
+    """First 32 hex digits of sha256 of UTF-8 kind, location and caption with a zero byte between; None = empty."""
+    text = f"{kind}\0{location or ''}\0{caption or ''}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 VERDICT_COLUMNS: tuple[Column, ...] = (

@@ -155,8 +155,11 @@ def _source(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if given.get("bbox_col") is not None and given["bbox_col"] not in extra:
         extra.append(given["bbox_col"])
-    source = {"kind": "urls", "path": path, "format": plain, "columns": [str(name) for name in extra]}
     names = {"url": given.get("url_col"), "caption": given.get("caption_col"), "uid": given.get("uid_col")}
+    if "uid" in extra:  # DataComp's scripts carry it along so; here it names the rows
+        extra.remove("uid")
+        names["uid"] = names["uid"] or "uid"
+    source = {"kind": "urls", "path": path, "format": plain, "columns": [str(name) for name in extra]}
     if plain == "txt":
         names.pop("url")  # it has one column, whatever that is called
     return source | {name: column for name, column in names.items() if column is not None}

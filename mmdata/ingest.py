@@ -6,7 +6,6 @@ file is the commit point and names the tar of its own attempt.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmdata.block_lists import BlockLists
-from mmdata.columns import MEDIA_ROLES, fetched_roles, fetched_schema, media_reference, role_of, row_id
+from mmdata.columns import MEDIA_ROLES, fetched_roles, fetched_schema, media_reference, role_of, row_id, uid_of
 from mmdata.errors import StoreError
 from mmdata.fetch_rows import Beside, Found, RowToFetch, fetch_rows
 from mmdata.fetched_before import FetchedBefore
@@ -53,12 +52,6 @@ class IngestCounts:
     bytes_stored: int = 0
     bytes_fetched: int = 0
     seconds: float = 0.0
-
-
-def uid_of(kind: str, location: str | None, caption: str | None) -> str:
-    """First 32 hex digits of sha256 of UTF-8 kind, location and caption with a zero byte between; None = empty."""
-    text = f"{kind}\0{location or ''}\0{caption or ''}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def key_of(shard: int, index: int, shard_rows: int, shard_digits: int = 5) -> str:

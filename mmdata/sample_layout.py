@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmdata.columns import BASE_COLUMNS
+from mmdata.columns import BASE_COLUMNS, uid_of
 from mmdata.errors import RecipeError
 from mmdata.layout import json_value
 from mmdata.settings import FetchOptions
@@ -123,6 +123,8 @@ def record(row: Mapping[str, Any], fetch: FetchOptions, extra: Sequence[str], ha
     """Img2dataset's columns of a base row, in its order."""
     is_ok = row["status"] == "ok"
     made: dict[str, Any] = {name: row.get(name) for name in extra}
+    if row.get("uid") not in (None, uid_of("url", row.get("url"), row.get("caption"))):
+        made["uid"] = row["uid"]  # the list's own, as DataComp's: there it is a column like the others
     if has_captions:
         made["caption"] = row.get("caption")
     made |= {"url": row.get("url"), "key": row["key"], "status": their_status(row), "error_message": message_of(row)}

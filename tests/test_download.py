@@ -295,6 +295,22 @@ def test_nothing_is_written_for_what_is_refused(server: BadServer, tmp_path: Pat
     assert [p.name for p in (tmp_path / "peer").iterdir()] == ["00000_stats.json"]
 
 
+def test_a_list_with_uids_of_its_own(server: BadServer, tmp_path: Path) -> None:
+    """As DataComp's scripts call it: `uid` is saved, so that its resharder finds it in every `.json`."""
+    (tmp_path / "list.csv").write_text(f'url,uid,n\n"{server.url("/0,x.jpg")}",{"ab" * 16},7\n')
+    words = [
+        f"--output_folder={tmp_path / 'out'}",
+        '--save_additional_columns=["uid","n"]',
+        "--output_format=webdataset",
+    ]
+    assert _call(tmp_path / "list.csv", *words, *QUICK) == 0
+    with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
+        found = json.loads(tar.extractfile("000000000.json").read())  # type: ignore[union-attr]
+    assert (found["uid"], found["n"]) == ("ab" * 16, 7)
+    assert pq.read_table(tmp_path / "out" / "00000.parquet")["uid"].to_pylist() == ["ab" * 16]
+    assert mmdata.open(tmp_path / "out").sql("SELECT uid FROM rows").fetchall() == [("ab" * 16,)]
+
+
 def test_a_folder_of_lists(server: BadServer, tmp_path: Path) -> None:
     """The files of the format named, as img2dataset looks for them; compressed ones, too."""
     (tmp_path / "lists").mkdir()

@@ -28,7 +28,7 @@ import mmdata
 from mmdata.columns import STATUSES
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 4
+TIMEOUT_S = 6
 AGENT = "mmdata/test (+https://example.org/crawl)"
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_told_that_is_nobodys_business(outcome: Outcome) -> None:
 def test_deadlines_and_memory_hold(outcome: Outcome) -> None:
     slowest = max((f["fetch_ms"] or 0, f["url"]) for f in outcome.found)
     assert slowest[0] <= (TIMEOUT_S + 1) * 1000, slowest
-    assert outcome.cost["seconds"] < 10 * TIMEOUT_S  # one after the other it is two minutes
+    assert outcome.cost["seconds"] < 10 * TIMEOUT_S  # one after the other it is minutes
     assert outcome.cost["peak_mb"] <= 500
 
 

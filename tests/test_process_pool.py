@@ -28,7 +28,7 @@ from server import JPEG, BadServer
 import mmdata
 from mmdata import nursery
 from mmdata.dataset import Dataset
-from mmdata.errors import ContractError, RetryableError
+from mmdata.errors import ContractError, RecipeError, RetryableError
 from mmdata.pool import Item
 from mmdata.shipment import unpacked
 from mmdata.slots import Slots
@@ -172,6 +172,12 @@ def test_workers_that_do_not_come_up_stop_the_run(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(broken))
     with pytest.raises(RetryableError, match="worker processes do not come up"):
         _run(document, _step(tmp_path, "none", None))
+
+
+def test_a_clusters_address_is_refused_where_it_would_mean_nothing(tmp_path: Path) -> None:
+    document = synthetic.make_dataset(tmp_path, list(range(20)), 20)
+    with pytest.raises(RecipeError, match="--address joins a Ray cluster, which --runner processes has no use for"):
+        mmdata.run(document, runner="processes", address="192.0.2.1:6379")
 
 
 # Stopped from outside

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +26,7 @@ from mmdata.errors import RecipeError, SourceError, StoreError
 from mmdata.store import Store
 
 # A host that was away when the list was fetched, and is back: `/flaky/503/1` answers 503 once, then a picture.
+FIXTURES = Path(__file__).parent / "fixtures"
 ROWS = 12
 SHARD = 4
 
@@ -33,7 +38,7 @@ def server() -> Iterator[BadServer]:
 
 
 def list_of(server: BadServer, path: Path) -> list[str]:
-    """Rows 1, 5, 9 fail once with 503, row 6 always with 404, row 7 has opted out: one shard has two bad rows."""
+    """Rows 1, 5, 9 fail once with 503, row 6 always with 404; all others are ok."""
     urls = [server.url(f"/ok/{i}") for i in range(ROWS)]
     for i in (1, 5, 9):
         urls[i] = server.url(f"/flaky/503/1?{i}")
@@ -243,3 +248,23 @@ def test_adopted_rows_are_left_alone(server: BadServer, tmp_path: Path) -> None:
     assert adopted not in ("http_5xx", "http_4xx")
     after = samples(ds.retry([adopted, "http_5xx"], runner="inline"))
     assert [r["status"] for r in after if r["status"] != "ok"] == [adopted, "http_4xx"]
+
+
+def test_a_picture_that_kills_its_worker_costs_its_row(tmp_path: Path) -> None:
+    """The worker dies while it decodes, twice with that picture alone; the other row that came is stored."""
+    pictures = {"/first": ("image/jpeg", JPEG)}
+    with BadServer(pictures) as server:
+        pq.write_table(
+            pa.table({"url": [server.url(p) for p in ("/ok", "/late", "/killer")]}), tmp_path / "list.parquet"
+        )
+        recipe = recipe_of(tmp_path)
+        del recipe["source"]["caption"], recipe["export"]
+        mmdata.run({**recipe, "steps": []}, runner="inline")
+        pictures |= {"/late": ("image/jpeg", JPEG), "/killer": ("image/jpeg", JPEG + faulty.KILLER)}
+        environment = {**os.environ, "PYTHONPATH": str(FIXTURES / "deadly"), "MMDATA_TEST_DEADLY": "1"}
+        command = [sys.executable, "-c", "from mmdata.cli import main; main()", "retry", str(tmp_path / "pets")]
+        command += ["--error", "http_4xx", "--runner", "processes", "--workers", "1"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found = mmdata.open(tmp_path / "pets").sql("SELECT status, status_detail FROM rows ORDER BY row_id").fetchall()
+    assert found == [("ok", None), ("ok", None), ("decode", "worker_died")]

@@ -21,8 +21,10 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_URL = 65_536
 # What most URLs look like: nothing in them to be quoted, lowered or reckoned out.
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _PLAIN = re.compile(
-    r"(https?://(?=.{1,253}(?:[/:?#]|\Z))(?:[a-z0-9](?:[a-z0-9-]{0,62})?\.)+[a-z]{2,63}(?::[1-9][0-9]{0,3})?)"
+    rf"(https?://(?:(?=.{{1,253}}(?:[/:?#]|\Z))(?:[a-z0-9](?:[a-z0-9-]{{0,62}})?\.)+[a-z]{{2,63}}|{_BYTE}(?:\.{_BYTE}){{3}})"
+    r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?)"
     r"(/[A-Za-z0-9_.~/%!$&'()*+,:;=@\[\]|-]*)?(\?[A-Za-z0-9_.~/%!$&'()*+,:;=@\[\]|?-]+)?(?:#[ -~]*)?"
 )
 _CONTROL = re.compile("[\x00-\x1f\x7f]")

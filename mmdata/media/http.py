@@ -82,7 +82,9 @@ class Fetched:
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """One per process: making it reads every certificate of the system, 19 ms each time."""
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 @functools.cache
