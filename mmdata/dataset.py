@@ -279,6 +279,8 @@ def run(
     from mmdata.preflight import prove
     from mmdata.progress import Progress
 
+    if address is not None and runner != "ray":
+        raise RecipeError(f"--address joins a Ray cluster, which --runner {runner} has no use for; give one of them")
     if isinstance(recipe, str | Path):
         read = recipes.load(recipe, overrides)
     else:

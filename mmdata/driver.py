@@ -90,8 +90,6 @@ def execute(proved: Proved, options: RunOptions, progress: Progress, finish: Cal
     """
     if options.runner != "inline" and not proved.store.is_shared:
         raise RecipeError(f"{proved.store.url} lives in this process only; use --runner inline, or a folder on disk")
-    if options.address is not None and options.runner != "ray":
-        raise RecipeError(f"--address joins a Ray cluster, which --runner {options.runner} has no use for; leave one away")
     driver = _Driver(proved, options, progress)
     return driver.run(finish)
 
