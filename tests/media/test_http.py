@@ -1,5 +1,7 @@
 """The HTTP client against servers that misbehave: every request costs one value, bounded in time and bytes."""
 
+# long because: one client, and much that servers do to it
+
 from __future__ import annotations
 
 import asyncio
