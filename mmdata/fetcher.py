@@ -39,6 +39,7 @@ _MAX_BACKOFF_S = 30.0
 _ROBOTS_BYTES = 500 << 10  # RFC 9309, 2.5: at least so much must be read
 _ADDED_AT_ONCE = 500
 _TAIL_S = 1.0
+_TAIL_SHARE = 0.25  # of the rows; where more wait, another shard would wait for the same hosts
 _robots = robots.RobotsCache()  # one per process, shared by all shards
 
 
@@ -57,7 +58,7 @@ class Watch(Protocol):
         """So many more rows are done."""
 
     def tail(self) -> None:
-        """Nothing has been left to start for a second: what runs here needs little of this machine."""
+        """Few rows are left, or none but of hosts in trouble, and for a second nothing more could start."""
 
 
 def user_agent(fetch: FetchOptions) -> str:
@@ -124,6 +125,7 @@ class _Fetching:
         self._outage = _OutageWatch()
         self._error: BaseException | None = None
         self._told_tail = False
+        self._left = self._tail_rows = 0
         gate.on_grant = self._granted
         gate.on_closed = self._closed
 
@@ -137,6 +139,7 @@ class _Fetching:
 
     async def run(self, jobs: Sequence[ToFetch]) -> None:
         """All jobs; the first error cancels the others and is raised as it is."""
+        self._left, self._tail_rows = len(jobs), int(_TAIL_SHARE * len(jobs))
         coming = iter(jobs)
         is_coming = True
         try:
@@ -211,7 +214,10 @@ class _Fetching:
         self._wake.set()
 
     def _tell_tail(self, now: float) -> None:
-        if self._watch is not None and not self._told_tail and self._schedule.spare_s(now) >= _TAIL_S:
+        if self._watch is None or self._told_tail:
+            return
+        few = self._left <= self._tail_rows or self._schedule.only_trouble
+        if few and self._schedule.spare_s(now) >= _TAIL_S:
             self._told_tail = True
             self._watch.tail()
 
@@ -350,6 +356,7 @@ class _Fetching:
         self._delivering += 1
         await self._deliver(index, fetched)
         self._delivering -= 1
+        self._left -= 1
         if self._watch is not None:
             self._watch.rows(1)
 

@@ -27,7 +27,7 @@ def publish(local_file: Path, path: str) -> bool:
     if os.path.lexists(path):
         return False
     temporary = _temporary(path)
-    with _removed_on_error(temporary):
+    with _standing(folder), _removed_on_error(temporary):
         try:
             os.rename(local_file, temporary)  # same filesystem: no copy, and no second name that could be written to
         except OSError as error:
@@ -45,8 +45,9 @@ def publish(local_file: Path, path: str) -> bool:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise StoreError(f"{folder}: its filesystem has no hard links; choose a folder elsewhere") from error
             raise
-    os.unlink(temporary)
-    _fsync(folder)
+    with _standing(folder):
+        os.unlink(temporary)
+        _fsync(folder)
     return published
 
 
@@ -102,13 +103,25 @@ _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux; P
 def put(data: bytes, path: str) -> None:
     """Write `path`, over what is there, by an atomic rename; on disk when it returns."""
     temporary = _temporary(path)
-    with _removed_on_error(temporary):
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    _fsync(os.path.dirname(path))
+    with _standing(os.path.dirname(path)):
+        with _removed_on_error(temporary):
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _fsync(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _standing(folder: str) -> Iterator[None]:
+    """Says what happened where a folder goes away while a file is on its way into it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{folder} was removed while it was written to; bring it back, or begin anew with the same command"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -222,6 +222,11 @@ class Schedule:
         """For how long there has been room for more than hosts allow."""
         return 0.0 if self._spare_since is None else now - self._spare_since
 
+    @property
+    def only_trouble(self) -> bool:
+        """Whether all that is left belongs to hosts in trouble, as `overdue` saw it last."""
+        return self._troubled_since is not None
+
     def overdue(self, now: float) -> list[Job]:
         """Jobs that wait for their host and shall wait no longer; they are gone from here. Active ones go on."""
         if not self.jobs or self._healthy:

@@ -30,6 +30,7 @@ RUNNERS = {
 # Modules that may start a process; a command is a list, never a line for a shell.
 STARTERS = {
     "mmdata.doctor": "asks nvidia-smi for the GPU's name",
+    "mmdata.img2dataset_backend": "img2dataset, for who asks for its fetching",
     "mmdata.nursery": "a Python of its own, from which worker processes are forked",
 }
 
