@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
 PEER = ROOT / ".venv-peers" / "bin" / "img2dataset"
 SIZE, QUALITY, PROCESSES = 256, 95, 2
+_SCRATCH = tempfile.TemporaryDirectory(prefix="bench-")  # gone with this process
 PARTS = ("a", "b", "exact", "bare", "only", "psnr", "memory")
 # (where it stands in the results, at least, at most)
 TARGETS: list[tuple[tuple[str, ...], float | None, float | None]] = [
@@ -56,14 +57,14 @@ def listing(folder: Path, url: str, corpus: str, rows: int) -> Path:
     """A Parquet list of `rows` distinct URLs over the corpus's files, in turn."""
     names = sorted(p.name for p in (folder / corpus).glob("*.jpg"))
     urls = [f"{url}/{corpus}/{names[n % len(names)]}?i={n}" for n in range(rows)]
-    path = Path(tempfile.mkdtemp(prefix="list-")) / "list.parquet"
+    path = Path(tempfile.mkdtemp(dir=_SCRATCH.name)) / "list.parquet"
     pq.write_table(pa.table({"url": urls}), path)
     return path
 
 
 def theirs(path: Path, out: Path, rows: int, shard_rows: int, threads: int) -> Measured:
     """img2dataset's command. It never needs torch, which its environment here has for another package: hidden."""
-    hidden = Path(tempfile.mkdtemp(prefix="hidden-"))
+    hidden = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
     (hidden / "torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')\n", encoding="utf-8")
     options = {
         "url_list": path,
