@@ -226,7 +226,7 @@ def render_hosts(dataset: Dataset, console: Console, most: int | None = None) ->
         return
     box_style = box.ASCII if console.options.ascii_only else box.SIMPLE_HEAD
     table = Table(box=box_style, pad_edge=False, header_style="bold")
-    table.add_column("host" if most is None else "hosts that lost most", overflow="fold")
+    table.add_column("host", overflow="fold")
     for name in ("rows", "ok", "failed", "opted out", "deferred", "median ms", "95 % ms", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold", ratio=1)
@@ -234,6 +234,8 @@ def render_hosts(dataset: Dataset, console: Console, most: int | None = None) ->
         why = ", ".join(f"{kind} {rows:,}" for kind, rows in list((statuses or {}).items())[:_KINDS_SHOWN])
         times = ("-" if ms is None else f"{ms:,.0f}" for ms in (median, high))
         table.add_row(Text(host), *(f"{n:,}" for n in counts), *times, f"{size / 1e6:,.1f}", Text(why))
+    if most is not None:
+        console.print("hosts that lost most:")
     console.print(table)
 
 

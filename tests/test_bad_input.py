@@ -226,7 +226,7 @@ _COMMANDS: list[tuple[list[str], list[str]]] = [
     (["run", "."], ["is a folder"]),
     (["run", "list.parquet"], ["cannot read the recipe list.parquet"]),
     (["plan", "pest.yaml"], ["there is no recipe at pest.yaml"]),
-    (["run", "pets.yaml", "--runner", "spark"], ["--runner spark", "ray or inline"]),
+    (["run", "pets.yaml", "--runner", "spark"], ["--runner spark", "ray, processes or inline"]),
     (["run", "pets.yaml", "--device", "tpu"], ["--device tpu", "auto, cpu or cuda"]),
     (["run", "pets.yaml", "--set", "dataset=memory://pets"], ["memory:", "--runner inline"]),
     (["run", "pets.yaml", "--sample", "2", "--set", "filters.x=true"], ["no filter is called 'x'"]),
@@ -239,7 +239,7 @@ _COMMANDS: list[tuple[list[str], list[str]]] = [
     (["show", "ftp://bucket/pets"], ["ftp://", "give a local folder"]),
     (["stages", "hash_imag"], ["'hash_imag'", "did you mean 'hash_image'?"]),
     (["recipes", "no-such-recipe"], ["'no-such-recipe'"]),
-    (["demo", "--runner", "spark"], ["--runner spark", "ray or inline"]),
+    (["demo", "--runner", "spark"], ["--runner spark", "ray, processes or inline"]),
 ]
 
 

@@ -93,6 +93,7 @@ def test_counts_times_and_bytes() -> None:
 
 def test_show_prints_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMDATA_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("COLUMNS", "120")
     synthetic.register_all()
     recipe = synthetic.make_dataset(
         tmp_path / "a", list(range(1, 13)), status=lambda n: "timeout" if n % 4 == 0 else "ok"

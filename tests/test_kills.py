@@ -60,11 +60,8 @@ EDITED = [
 # On S3 these of them always, and the others when there is time.
 OFTEN = {
     "media:half#2",
-    "rows:linked#3",
-    "probe_image:done#1",
     "group:computed#1",
     "current.json:half#1",
-    "near_duplicates:unlinked#3",
     "current.json:put#1",
 }
 SEED = 20

@@ -53,7 +53,7 @@ def run(server: Misbehaving, rows: list[Row], folder: Path, **options: Any) -> O
     fetch = {
         "timeout_s": TIMEOUT_S,
         "retries": 1,
-        "defer_after_s": 1,
+        "defer_after_s": 3,
         "host_limits": limits,
         "user_agent": AGENT,
         **options,

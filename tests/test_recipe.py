@@ -45,7 +45,7 @@ def test_a_whole_recipe() -> None:
     recipe = parse(FULL)
     assert (recipe.name, recipe.seed, recipe.dataset) == ("pets", 7, "data/pets")
     assert (recipe.source.url, recipe.source.caption, recipe.source.columns) == ("URL", "TEXT", ("license",))
-    assert (recipe.fetch.timeout_s, recipe.fetch.retries, recipe.fetch.concurrency) == (20.0, 2, 64)
+    assert (recipe.fetch.timeout_s, recipe.fetch.retries, recipe.fetch.concurrency) == (20.0, 2, 256)
     assert [s.name for s in recipe.steps] == [
         *("probe_image", "basic", "large", "aligned", "hash_image", "near_duplicates", "unique"),
     ]
