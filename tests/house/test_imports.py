@@ -19,8 +19,10 @@ LADDER = """
 cli export_command diff_command retry_command download_command
 catalogue outlook sample answers inspect inspect.* demo demo.server doctor download download_options
 dataset retry readers.*
-driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits repeats pool resolve export card
-work column_buffer group_work attach_work clean query host_summary retry_work stories preflight source_entries run_record
+driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits repeats pool \
+resolve export card
+work column_buffer group_work attach_work clean query host_summary retry_work stories preflight \
+source_entries run_record
 media_reader older_rows
 adopt img2dataset_backend media_cells media_ranges
 ingest ledger run_ledger selections computing coverage_log coverage_segments host_state \

@@ -1,4 +1,4 @@
-"""The schedule of a shard's exchanges: order, waiting, giving up. The gate here is a few lines; the clock is a number."""
+"""The schedule of a shard's exchanges: order, waiting, giving up. The gate is a few lines, the clock a number."""
 
 from __future__ import annotations
 
