@@ -2,7 +2,8 @@
 
 Run by hand: `python tests/bench/fetch.py FOLDER [PART …]`; FOLDER keeps the corpora of photographs.py (made when they
 are not there, 1 GB). Parts: a, b, exact (whole commands, start-up included, ours and theirs by turns), bare (decode,
-resize, encode and sha256 of the same files in two plain loops at once), only (fetching alone), psnr (of decode: fast),
+resize, encode and sha256 of the same files in two plain loops at once), steps (CPU of each of these, ours and the
+peer's way), only (fetching alone), psnr (of decode: fast),
 memory (10,000 and 200,000 rows). Without a part: all but memory, which takes half an hour. It ends with 1 where a
 target is not met.
 
@@ -38,7 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "fetch.json"
 PEER = ROOT / ".venv-peers" / "bin" / "img2dataset"
 SIZE, QUALITY, PROCESSES = 256, 95, 2
 _SCRATCH = tempfile.TemporaryDirectory(prefix="bench-")  # gone with this process
-PARTS = ("a", "b", "exact", "bare", "only", "psnr", "memory")
+PARTS = ("a", "b", "exact", "bare", "steps", "only", "psnr", "memory")
 # (where it stands in the results, at least, at most)
 TARGETS: list[tuple[tuple[str, ...], float | None, float | None]] = [
     (("a", "ratio", "images_per_s"), 2.0, None),
@@ -188,6 +189,49 @@ def bare(folder: Path, corpus: str, is_scaled: bool = True) -> float:
     return 1000 * spent / len(paths)
 
 
+def _step_times(paths: list[Path]) -> dict[str, float]:
+    import hashlib
+
+    import cv2
+    import simplejpeg
+
+    from mmdata.media.resizing import resize
+
+    cv2.setNumThreads(1)
+    spent: dict[str, float] = {}
+
+    def timed(name: str, work: Any) -> Any:
+        began = time.process_time()
+        made = work()
+        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        return made
+
+    for path in paths:
+        data = path.read_bytes()
+        timed("sha256", lambda d=data: hashlib.sha256(d).hexdigest())
+        timed("decode, peer (cv2)", lambda d=data: cv2.imdecode(np.frombuffer(d, np.uint8), cv2.IMREAD_UNCHANGED))
+        full = timed("decode, exact (simplejpeg)", lambda d=data: simplejpeg.decode_jpeg(d, "BGR"))
+        least = scaled(min(full.shape[:2])) or 0
+        small = timed(
+            "decode, fast", lambda d=data, n=least: simplejpeg.decode_jpeg(d, "BGR", min_height=n, min_width=n)
+        )
+        scale = SIZE / min(full.shape[:2])
+        size = (round(full.shape[1] * scale), round(full.shape[0] * scale))
+        kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
+        shrunk = timed("resize, exact and peer", lambda f=full, z=size, k=kind: cv2.resize(f, z, interpolation=k))
+        timed("resize, fast", lambda f=small: resize(f, SIZE, "keep_ratio", quick=True))
+        timed("encode", lambda f=shrunk: cv2.imencode(".jpg", f, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]))
+    return spent
+
+
+def steps(folder: Path) -> dict[str, float]:
+    """CPU milliseconds per image of A for each step, two processes at once."""
+    paths = sorted((folder / "A").glob("*.jpg"))[::4]
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        parts = list(pool.map(_step_times, [paths[n::PROCESSES] for n in range(PROCESSES)]))
+    return {name: round(1000 * sum(part[name] for part in parts) / len(paths), 2) for name in parts[0]}
+
+
 def psnr(folder: Path, corpus: str = "A") -> dict[str, float]:
     """Of what `decode: fast` stores, here as png, against libjpeg's full decode and INTER_AREA, in dB."""
     import cv2
@@ -269,7 +313,7 @@ def measure(part: str, folder: Path, rows: int, rounds: int) -> Any:
         return {f"{c}_cpu_ms_per_image": round(bare(folder, c), 2) for c in "AB"}
     if part == "only":
         return max((only(folder, rows) for _ in range(rounds)), key=lambda f: f["bodies_per_cpu_s"])
-    return psnr(folder) if part == "psnr" else memory(folder)
+    return {"psnr": psnr, "steps": steps, "memory": memory}[part](folder)
 
 
 def keep(part: str, found: Any) -> None:
