@@ -104,10 +104,12 @@ class Transfer:
 
     def _look_at(self, body: Body) -> None:
         """Look at the body's size now and every second."""
+        if self.deadline is None or self.deadline.expired():  # in this very turn of the loop: it ends anyhow
+            return
         span = self._sizes.maxlen or 1
         if len(self._sizes) == span and body.size - self._sizes[0] < self._least_per_s * span:
             self._is_too_slow = True
-            if self.deadline is not None and self.deadline.when() is not None:
+            if self.deadline.when() is not None:
                 self.deadline.reschedule(self._loop.time())
             return
         self._sizes.append(body.size)

@@ -25,7 +25,8 @@ from server import JPEG, BadServer
 
 from mmdata.media import addresses, connector, http, resolver, transfer
 from mmdata.media.addresses import parse_url
-from mmdata.media.budget import Hold
+from mmdata.media.body import Body
+from mmdata.media.budget import ByteBudget, Hold
 from mmdata.media.http import Client, Exchange, HttpLimits
 
 LIMITS = HttpLimits(
@@ -351,6 +352,19 @@ def test_a_body_that_comes_too_slowly_is_given_up(server: BadServer, monkeypatch
     assert exchange(urls[0], timeout_s=2.1, min_bytes_per_s=5).detail == "2.1 s passed"
 
 
+def test_a_look_at_the_rate_that_comes_after_the_deadline_changes_nothing() -> None:
+    async def run() -> Exchange:
+        transfer_ = transfer.Transfer(Hold(ByteBudget(10)), 0.0, max_bytes=10, keep_cut=False, least_per_s=1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0) as transfer_.deadline:
+                await asyncio.sleep(1)
+        transfer_._sizes.extend([0] * 5)  # nothing has come for 5 s
+        transfer_._look_at(Body(10))
+        return transfer_.late()
+
+    assert asyncio.run(run()).detail == "0 s passed"
+
+
 def test_waiting_for_memory_is_not_charged(server: BadServer) -> None:
     async def run() -> Exchange:
         async with Client(replace(LIMITS, bytes_in_flight=len(JPEG))) as client:
@@ -381,7 +395,8 @@ import asyncio, sys
 sys.path[:0] = {[str(Path(__file__).parents[1] / "fixtures")]!r}
 from server import BadServer
 from mmdata.media.addresses import parse_url
-from mmdata.media.budget import Hold
+from mmdata.media.body import Body
+from mmdata.media.budget import ByteBudget, Hold
 from mmdata.media.http import Client, HttpLimits
 async def run(urls):
     async with Client(HttpLimits("t", allow_private=True, max_bytes=32 << 20, bytes_in_flight=16 << 20)) as client:
@@ -430,7 +445,8 @@ def test_few_file_descriptors_cost_no_row() -> None:
 import asyncio, resource, sys
 sys.path[:0] = {[str(Path(__file__).parents[1] / "fixtures")]!r}
 from mmdata.media.addresses import parse_url
-from mmdata.media.budget import Hold
+from mmdata.media.body import Body
+from mmdata.media.budget import ByteBudget, Hold
 from mmdata.media.http import Client, HttpLimits
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 async def run(urls):
