@@ -38,6 +38,7 @@ _BUILT_IN = {
     "keep_list": "mmdata.joins.keep_list:KeepList",
     "exact_duplicates": "mmdata.groups.exact_duplicates:ExactDuplicates",
     "near_duplicates": "mmdata.groups.near_duplicates:NearDuplicates",
+    "top_fraction": "mmdata.groups.top_fraction:TopFraction",
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _registered: dict[str, type[Operator[Any]]] = {}

@@ -53,6 +53,7 @@ MODEL_STAGES = [n for n in STAGES if _default_contract(n).batch_shape is not Non
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "score_clip": lambda folder: {"model": save_tiny_clip(folder / "clip")},
     "attach": lambda folder: {"path": _keys(folder, "k.csv", "key,half"), "on": "key", "columns": ["half"]},
+    "top_fraction": lambda folder: {"fraction": 0.3},
     "keep_list": lambda folder: {"path": _keys(folder, "k.txt"), "on": "key"},
 }
 
@@ -78,6 +79,7 @@ COLUMNS: dict[str, pa.Array] = {
     "sha256": pa.array(["ab" * 32 if i % 4 == 0 else None if i == 5 else f"{i:064x}" for i in range(ROWS)]),
     "original_width_px": pa.array([None if i == 3 else 640 + i for i in range(ROWS)], pa.int64()),
     "original_height_px": pa.array([None if i == 3 else 480 for i in range(ROWS)], pa.int64()),
+    "clip_score": pa.array([None if i == 4 else (i * 7 % 5) / 10 for i in range(ROWS)], pa.float32()),
     "phash": pa.array([None if i == 2 else 2**63 + 3 * (i // 2) for i in range(ROWS)], pa.uint64()),
 }
 
