@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from mmdata import registry
 from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
-from mmdata.errors import RecipeError, nearest
+from mmdata.errors import RecipeError
 from mmdata.recipe_schema import json_schema
+from mmdata.shipped import recipe_folder, shipped_recipe, shipped_recipes
 from mmdata.stage import Contract, Group, Lookup, Operator
 
 __all__ = ["describe", "generated", "markdown_table", "recipe_folder", "shipped_recipe", "shipped_recipes", "table"]
@@ -105,33 +103,3 @@ def describe(name: str) -> str:
 
 def _default(info: Any) -> str:
     return repr(info.get_default(call_default_factory=True))
-
-
-def recipe_folder() -> Traversable:
-    """Where the shipped recipes are: in the package, or beside it in a checkout."""
-    packaged = files("mmdata") / "recipes"
-    if packaged.is_dir():
-        return packaged
-    return Path(str(files("mmdata"))).parent / "recipes"
-
-
-def _shipped() -> dict[str, Traversable]:
-    found = [p for p in recipe_folder().iterdir() if p.name.endswith(".yaml")]
-    return {p.name.removesuffix(".yaml"): p for p in sorted(found, key=lambda p: p.name)}
-
-
-def shipped_recipes() -> str:
-    """Each shipped recipe with the first line of its comment."""
-    lines = []
-    for name, path in _shipped().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
-        lines.append(f"{name}  {first}")
-    return "\n".join(lines)
-
-
-def shipped_recipe(name: str) -> str:
-    """The text of a shipped recipe; RecipeError with the nearest name when there is none."""
-    found = _shipped()
-    if name not in found:
-        raise RecipeError(f"no recipe is called {name!r}{nearest(name, found)}")
-    return found[name].read_text(encoding="utf-8")

@@ -41,7 +41,11 @@ Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder"
 Selection = Annotated[
     str | None, typer.Option("--selection", metavar="NAME", help="as this recipe left it; default: the latest run's")
 ]
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="recipe, a YAML file")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="recipe: a YAML file, or the name of a shipped one")]
+Over = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="FOLDER", help="over this dataset, instead of the folder and source it names"),
+]
 
 
 def _console(stderr: bool = False) -> Console:
@@ -85,6 +89,7 @@ def demo(
 def run(
     recipe: RecipePath,
     set_: Set = None,
+    over: Over = None,
     runner: Runner = "ray",
     workers: Workers = None,
     address: Annotated[str | None, typer.Option(help="join the Ray cluster at this address")] = None,
@@ -101,6 +106,7 @@ def run(
     Examples:
       mmdata run pets.yaml
       mmdata run pets.yaml --sample 500
+      mmdata run datacomp_basic --dataset data/pets
       mmdata run pets.yaml --set "filters.aligned=clip_score >= 0.3"
     """  # noqa: D301  the mark keeps lines as they are in --help
     from mmdata import dataset, funnel
@@ -111,6 +117,8 @@ def run(
         raise RecipeError(f"--device {device}: expected auto, cpu or cuda")
     overrides = tuple(set_ or ())
     if sample is not None:
+        if over is not None:
+            raise RecipeError("--sample tries rows of a list, and --dataset has its rows: give one of them")
         from mmdata.sample import render_sample, run_sample
 
         _say(render_sample(run_sample(recipe, sample, overrides=overrides, device=device, quiet=quiet)))  # type: ignore[arg-type]
@@ -118,6 +126,7 @@ def run(
     ds = dataset.run(
         recipe,
         overrides=overrides,
+        dataset=over,
         runner=kind,
         workers=workers,
         address=address,
@@ -134,18 +143,18 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipePath, set_: Set = None) -> None:
+def plan(recipe: RecipePath, set_: Set = None, over: Over = None) -> None:
     """Prove a recipe, and say what is left to do.
 
     Computes nothing and writes nothing.
 
     Example: mmdata plan pets.yaml
     """
-    from mmdata import recipe as recipes
     from mmdata.outlook import look, render
     from mmdata.preflight import prove
+    from mmdata.shipped import find_recipe
 
-    proved = prove(recipes.load(recipe, tuple(set_ or ())))
+    proved = prove(find_recipe(recipe, tuple(set_ or ()), over))
     render(proved, look(proved), _console())
 
 

@@ -261,6 +261,7 @@ def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     overrides: Sequence[str] = (),
+    dataset: str | Path | None = None,
     runner: Literal["ray", "processes", "inline"] = "ray",
     workers: int | None = None,
     address: str | None = None,
@@ -268,21 +269,25 @@ def run(
     allow_mixed: bool = False,
     quiet: bool = True,
 ) -> Dataset:
-    """Run a recipe (a YAML file, a mapping or a `Recipe`) to its end, export included, and open the dataset.
+    """Run a recipe (a YAML file, the name of a shipped one, a mapping, a `Recipe`) to its end, and open the dataset.
 
-    `overrides` are `--set` assignments. `runner="inline"` stays in this process, `"processes"` starts plain processes
-    on this machine, without Ray; all give the same bytes. `address` joins a Ray cluster. The dataset's `report` says
-    what was computed now. Raises MmdataError; the same call resumes.
+    The end includes the export. `dataset` puts a recipe of a file or name over that folder: see
+    `shipped.find_recipe`. `overrides` are `--set` assignments. `runner="inline"` stays in this process, `"processes"`
+    starts plain processes on this machine, without Ray; all give the same bytes. `address` joins a Ray cluster. The
+    dataset's `report` says what was computed now. Raises MmdataError; the same call resumes.
     """
     from mmdata import recipe as recipes
     from mmdata.driver import RunOptions, execute
     from mmdata.preflight import prove
     from mmdata.progress import Progress
+    from mmdata.shipped import find_recipe
 
     if address is not None and runner != "ray":
         raise RecipeError(f"--address joins a Ray cluster, which --runner {runner} has no use for; give one of them")
     if isinstance(recipe, str | Path):
-        read = recipes.load(recipe, overrides)
+        read = find_recipe(recipe, overrides, dataset)
+    elif dataset is not None:
+        raise RecipeError("dataset: a recipe that is not in a file names its own; leave one of the two out")
     else:
         read = recipes.parse(recipe, overrides=overrides)
     proved = prove(read)

@@ -29,7 +29,7 @@ from mmdata.block_lists import BlockOptions
 from mmdata.errors import RecipeError, nearest
 from mmdata.operator_files import OperatorFile
 from mmdata.options import Written
-from mmdata.recipe_yaml import from_yaml
+from mmdata.recipe_yaml import from_yaml, text_of
 from mmdata.secret_urls import require_no_credentials
 from mmdata.settings import ExportOptions, FetchOptions, RecipeName
 from mmdata.sources.kinds import KINDS, Source
@@ -212,15 +212,7 @@ def _short(value: Any) -> str:
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `--set` overrides applied; RecipeError names the file and the place."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-    return parse(text, where=str(path), overrides=overrides)
+    return parse(text_of(path), where=str(path), overrides=overrides)
 
 
 def parse(recipe: str | Mapping[str, Any] | Recipe, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:

@@ -1,17 +1,19 @@
 """YAML as a recipe may use it: plain values, lists and mappings; what is doubtful is refused with its line.
 
-In: text. Out: the document. RecipeError: text that is not YAML, a key written twice, an alias of a list or mapping.
+In: text, or a file of it. Out: the document. RecipeError: no such file, text that is not YAML, a key written twice, an
+alias of a list or mapping.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mmdata.errors import RecipeError
 
-__all__ = ["from_yaml"]
+__all__ = ["from_yaml", "text_of"]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -62,3 +64,15 @@ def from_yaml(text: str) -> Any:
         raise RecipeError(f"{place}not valid YAML: {problem}") from None
     except RecursionError:
         raise RecipeError("not valid YAML: nested too deeply") from None
+
+
+def text_of(path: str | Path) -> str:
+    """The text of a recipe file; RecipeError when there is none, or none that can be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; name the recipe file in it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None

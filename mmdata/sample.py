@@ -16,7 +16,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmdata import recipe as recipes
 from mmdata.columns import MEDIA_ROLES
 from mmdata.dataset import Dataset, run
 from mmdata.errors import RecipeError, SourceError
@@ -24,6 +23,7 @@ from mmdata.funnel import Funnel
 from mmdata.preflight import prove
 from mmdata.recipe import Recipe
 from mmdata.scratch import scratch_folder
+from mmdata.shipped import find_recipe
 from mmdata.sources.urls import UrlSource
 
 __all__ = ["SampleReport", "render_sample", "run_sample"]
@@ -55,7 +55,7 @@ def run_sample(
     quiet: bool = False,
 ) -> SampleReport:
     """Run `rows` hash-chosen rows of the list through the steps; the recipe's own folders are left alone."""
-    recipe = recipes.load(path, overrides)
+    recipe = find_recipe(path, overrides)
     if not isinstance(recipe.source, UrlSource):
         raise RecipeError("run --sample tries one list of URLs; adopted and several sources are run as they are")
     with scratch_folder() as folder:

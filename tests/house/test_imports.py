@@ -23,6 +23,7 @@ driver feed tally intake ray_pool process_pool process_worker nursery slots ship
 resolve export card
 work column_buffer group_work attach_work clean query host_summary retry_work stories preflight \
 source_entries run_record
+shipped
 media_reader older_rows
 adopt img2dataset_backend media_cells media_ranges
 ingest ledger run_ledger selections computing coverage_log coverage_segments host_state \

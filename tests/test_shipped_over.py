@@ -1,0 +1,105 @@
+"""A shipped recipe by its name, and any recipe over a dataset that is there: no row is fetched again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from batches import noise
+from PIL import Image
+from server import BadServer
+from typer.testing import CliRunner
+
+import mmdata
+from mmdata.cli import app
+from mmdata.errors import RecipeError
+from mmdata.shipped import find_recipe, shipped_recipe
+
+WIDE, SMALL = (320, 240), (150, 300)
+ROWS = [("an old house by the river", WIDE), ("a dog", WIDE), ("an old house by the river", SMALL), (None, WIDE)]
+
+
+def picture(size: tuple[int, int], seed: int) -> bytes:
+    import io
+
+    sink = io.BytesIO()
+    Image.fromarray(noise(size[1], size[0], seed)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`data/pets`: a dataset built by a recipe without steps, whose server is gone."""
+    monkeypatch.chdir(tmp_path)
+    files = {f"/{i}.jpg": ("image/jpeg", picture(size, i)) for i, (_, size) in enumerate(ROWS)}
+    with BadServer(files) as server:
+        table = pa.table({"URL": [server.url(path) for path in files], "TEXT": [caption for caption, _ in ROWS]})
+        pq.write_table(table, tmp_path / "pets.parquet")
+        recipe = {
+            "name": "pets",
+            "dataset": "data/pets",
+            "source": {"kind": "urls", "path": "pets.parquet", "url": "URL", "caption": "TEXT"},
+            "fetch": {"allow_private": True, "image_size": 512, "resize_only_if_bigger": True},
+        }
+        mmdata.run(recipe, runner="inline")
+    return tmp_path / "data" / "pets"
+
+
+def test_by_name_over_a_dataset(pets: Path):
+    media = sorted(p.stat().st_mtime_ns for p in (pets / "media").iterdir())
+    ds = mmdata.run("image-text-basic", dataset="data/pets", runner="inline")
+    assert ds.sql("SELECT reason FROM samples ORDER BY row_id").fetchall() == [
+        (None,),
+        ("long_enough",),
+        ("size",),
+        ("english:null",),
+    ]
+    assert sorted(p.stat().st_mtime_ns for p in (pets / "media").iterdir()) == media
+    assert ds.selections()["image-text-basic"].kept == 1
+    assert ds.selections()["pets"].kept == 4
+    assert len(list(Path("data/pets-image-text-basic").glob("*.tar"))) == 1
+
+
+def test_by_the_command_from_another_folder(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    over = ["image-text-basic", "--dataset", str(pets), "--set", "export.path=out"]
+    planned = CliRunner().invoke(app, ["plan", *over])
+    assert planned.exit_code == 0, planned.output
+    assert "4 rows" in planned.output.replace(",", "")
+    done = CliRunner().invoke(app, ["run", *over, "--runner", "inline", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("out/00000_stats.json").read_text())["successes"] == 1
+
+
+def test_a_file_wins_over_a_name_and_overrides_have_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("image-text-basic").dataset == "data/image-text-basic"
+    Path("image-text-basic").write_text(shipped_recipe("image-text-basic").replace("data/", "mine/"))
+    assert find_recipe("image-text-basic").dataset == "mine/image-text-basic"
+    found = find_recipe("image-text-basic", ["dataset=other"], dataset="data/new/")
+    assert found.dataset == "other"
+    assert found.export is not None
+    assert found.export.path == "data/new-image-text-basic"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("image-text-basik", "none called so comes with mmdata; did you mean 'image-text-basic'"),
+        ("pets.yaml", "there is no recipe at pets.yaml"),
+        ("some/image-text-basic", "there is no recipe at some/image-text-basic"),
+    ],
+)
+def test_what_is_not_there(recipe: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=words):
+        find_recipe(recipe)
+
+
+def test_a_recipe_that_is_no_file_names_its_own_dataset():
+    with pytest.raises(RecipeError, match="names its own"):
+        mmdata.run({"name": "x"}, dataset="data/pets")
