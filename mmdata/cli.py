@@ -288,7 +288,7 @@ def recipes(
 ) -> None:
     """The recipes that come with mmdata, or one in full.
 
-    Example: mmdata recipes image-text-basic > mine.yaml
+    Example: mmdata recipes datacomp_basic > mine.yaml
     """
     from mmdata.catalogue import shipped_recipe, shipped_recipes
 

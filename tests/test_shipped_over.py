@@ -50,7 +50,7 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_by_name_over_a_dataset(pets: Path):
     media = sorted(p.stat().st_mtime_ns for p in (pets / "media").iterdir())
-    ds = mmdata.run("image-text-basic", dataset="data/pets", runner="inline")
+    ds = mmdata.run("datacomp_basic", dataset="data/pets", runner="inline")
     assert ds.sql("SELECT reason FROM samples ORDER BY row_id").fetchall() == [
         (None,),
         ("long_enough",),
@@ -58,15 +58,15 @@ def test_by_name_over_a_dataset(pets: Path):
         ("english:null",),
     ]
     assert sorted(p.stat().st_mtime_ns for p in (pets / "media").iterdir()) == media
-    assert ds.selections()["image-text-basic"].kept == 1
+    assert ds.selections()["datacomp_basic"].kept == 1
     assert ds.selections()["pets"].kept == 4
-    assert len(list(Path("data/pets-image-text-basic").glob("*.tar"))) == 1
+    assert len(list(Path("data/pets-datacomp_basic").glob("*.tar"))) == 1
 
 
 def test_by_the_command_from_another_folder(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    over = ["image-text-basic", "--dataset", str(pets), "--set", "export.path=out"]
+    over = ["datacomp_basic", "--dataset", str(pets), "--set", "export.path=out"]
     planned = CliRunner().invoke(app, ["plan", *over])
     assert planned.exit_code == 0, planned.output
     assert "4 rows" in planned.output.replace(",", "")
@@ -77,21 +77,21 @@ def test_by_the_command_from_another_folder(pets: Path, tmp_path: Path, monkeypa
 
 def test_a_file_wins_over_a_name_and_overrides_have_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe("image-text-basic").dataset == "data/image-text-basic"
-    Path("image-text-basic").write_text(shipped_recipe("image-text-basic").replace("data/", "mine/"))
-    assert find_recipe("image-text-basic").dataset == "mine/image-text-basic"
-    found = find_recipe("image-text-basic", ["dataset=other"], dataset="data/new/")
+    assert find_recipe("datacomp_basic").dataset == "data/datacomp_basic"
+    Path("datacomp_basic").write_text(shipped_recipe("datacomp_basic").replace("data/", "mine/"))
+    assert find_recipe("datacomp_basic").dataset == "mine/datacomp_basic"
+    found = find_recipe("datacomp_basic", ["dataset=other"], dataset="data/new/")
     assert found.dataset == "other"
     assert found.export is not None
-    assert found.export.path == "data/new-image-text-basic"
+    assert found.export.path == "data/new-datacomp_basic"
 
 
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("image-text-basik", "none called so comes with mmdata; did you mean 'image-text-basic'"),
+        ("datacomp_basik", "none called so comes with mmdata; did you mean 'datacomp_basic'"),
         ("pets.yaml", "there is no recipe at pets.yaml"),
-        ("some/image-text-basic", "there is no recipe at some/image-text-basic"),
+        ("some/datacomp_basic", "there is no recipe at some/datacomp_basic"),
     ],
 )
 def test_what_is_not_there(recipe: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

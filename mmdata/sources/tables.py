@@ -1,8 +1,9 @@
 """Pictures that are cells of table files (Parquet, Arrow), adopted where they lie: what `parquet` and `hf` share.
 
-In: table files of one schema, the column that holds pictures (binary, or a struct of `bytes` and `path` as HF's Image),
-and the columns for captions, URLs, uids and keys. Out: one row per row of the files, in their order. The bytes are read
-once for their length and the picture's size, and stay where they are; a reference is `<file>#<column>` and the row.
+In: table files of one schema, the column that holds pictures (binary, or a struct of `bytes` and `path` as HF's Image;
+none where the table is metadata alone), and the columns for captions, URLs, uids and keys. Out: one row per row of the
+files, in their order. The bytes are read once for their length and the picture's size, and stay where they are; a
+reference is `<file>#<column>` and the row.
 SourceError: a column that is not there or not of its kind, files of different schemas, a file that does not read.
 """
 
@@ -11,12 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmdata.errors import SourceError, nearest
 from mmdata.sources.adopted import HEAD_BYTES, Adopted, AdoptingSource, Part, Row, missing_media, pictured
@@ -41,7 +42,12 @@ class _Table:
 class TableSource(AdoptingSource):
     """Rows of table files with a picture in each; subclasses say which files."""
 
+    media: Literal["image", "none"] = Field(
+        "image", description="none: the table is metadata alone, as of a pool that is filtered before it is downloaded"
+    )
     image: str | None = Field(None, description="column of the pictures; null = the first that holds bytes of pictures")
+    width: str | None = Field(None, description="column of the originals' widths in px, where media is none")
+    height: str | None = Field(None, description="column of the originals' heights in px, where media is none")
     caption: str | None = Field(
         "text;caption", description="column of the captions, or several, the first that is there; null = there are none"
     )
@@ -49,6 +55,14 @@ class TableSource(AdoptingSource):
     uid: str | None = Field(None, description="column of each row's own uid; null = made by mmdata")
     key: str | None = Field(None, description="column of each row's own key; null = made by mmdata")
     columns: tuple[str, ...] = Field((), description="further columns to carry along")
+
+    @model_validator(mode="after")
+    def _sides_or_picture(self) -> TableSource:
+        if self.media == "image" and (self.width or self.height):
+            raise ValueError("width and height are read out of the pictures; they are for media: none")
+        if self.media == "none" and self.image is not None:
+            raise ValueError("image names a column of pictures, and media: none says there are none")
+        return self
 
     @property
     def has_captions(self) -> bool:
@@ -69,10 +83,12 @@ class TableSource(AdoptingSource):
         tables = self._tables()
         first = tables[0].schema
         asked = [("url", self.url), ("uid", self.uid), ("key", self.key), *(("columns", c) for c in self.columns)]
+        asked += [("width", self.width), ("height", self.height)]
         if self.caption != "text;caption":
             asked += [("caption", self._caption(first) or self.caption)]
         for table in tables:
-            self._image_column(table)
+            if self.media == "image":
+                self._image_column(table)
             for option, name in asked:
                 if name is not None and name not in table.schema.names:
                     raise SourceError(
@@ -129,6 +145,26 @@ class TableSource(AdoptingSource):
         return Adopted(rows, pa.concat_tables(carried) if carried else extra.empty_table())
 
     def _rows(self, place: Place, table: pa.Table, at: int) -> list[Row]:
+        found = self._pictures(place, table, at) if self.media == "image" else self._without_media(table)
+        known = {"caption": self._caption(table.schema), "url": self.url, "uid": self.uid, "key": self.key}
+        for name, source in known.items():
+            if source is not None:
+                values = plain_column(table.column(source).combine_chunks(), pa.string()).to_pylist()
+                for row, value in zip(found, values, strict=True):
+                    row[name] = value
+        return found
+
+    def _without_media(self, table: pa.Table) -> list[Row]:
+        """Rows that refer to nothing: stages that want a picture fail them, everything else works."""
+        sides = {"original_width_px": self.width, "original_height_px": self.height}
+        columns = {
+            name: plain_column(table.column(source).combine_chunks(), pa.int64()).to_pylist()
+            for name, source in sides.items()
+            if source is not None
+        }
+        return [{"status": "ok", **{name: values[i] for name, values in columns.items()}} for i in range(len(table))]
+
+    def _pictures(self, place: Place, table: pa.Table, at: int) -> list[Row]:
         column, field = self._image_column(_Table(place, 0, table.schema))
         cells = table.column(column).combine_chunks()
         cells = cells.storage if isinstance(cells, pa.ExtensionArray) else cells
@@ -140,14 +176,7 @@ class TableSource(AdoptingSource):
                 paths = values[names.index("path")].to_pylist()
             cells = values[names.index("bytes")]
         reference = f"{place.url}#{column}.bytes" if field else f"{place.url}#{column}"
-        found = [self._picture(reference, at + i, cells[i], path) for i, path in enumerate(paths)]
-        known = {"caption": self._caption(table.schema), "url": self.url, "uid": self.uid, "key": self.key}
-        for name, source in known.items():
-            if source is not None:
-                values = plain_column(table.column(source).combine_chunks(), pa.string()).to_pylist()
-                for row, value in zip(found, values, strict=True):
-                    row[name] = value
-        return found
+        return [self._picture(reference, at + i, cells[i], path) for i, path in enumerate(paths)]
 
     def _picture(self, reference: str, row: int, cell: Any, path: str | None) -> Row:
         if not cell.is_valid:
@@ -177,8 +206,8 @@ class TableSource(AdoptingSource):
 
     def _wanted(self, place: Place, extra: pa.Schema) -> list[str]:
         table = _table(place)
-        column, _ = self._image_column(table)
-        names = [column, self._caption(table.schema), self.url, self.uid, self.key, *self.columns]
+        named = [self.url, self.uid, self.key, self.width, self.height, *self.columns]
+        names = [self._image_column(table)[0] if self.media == "image" else None, self._caption(table.schema), *named]
         return [n for n in dict.fromkeys(names) if n is not None]
 
     def _image_column(self, table: _Table) -> tuple[str, bool]:

@@ -27,7 +27,15 @@ from mmdata import catalogue
 from mmdata.preflight import prove
 from mmdata.recipe import load
 
-NAMES = ["adopt-webdataset", "coyo", "image-text-basic", "image-text-clip", "image-text-offline", "laion-2b-en"]
+NAMES = [
+    "adopt-webdataset",
+    "coyo",
+    "datacomp_basic",
+    "datacomp_clip",
+    "datacomp_laion2b",
+    "image-text-offline",
+    "laion-2b-en",
+]
 HOUSE = "an old house by the river"
 
 
@@ -77,6 +85,27 @@ def datacomp() -> list[Row]:
         Row(HOUSE, speckled(601, 200), "shape"),
         Row(HOUSE, speckled(199, 500), "size"),
         Row(HOUSE, b"<html>gone</html>", "not_media"),
+    ]
+
+
+def any_pairs() -> list[Row]:
+    """DataComp's clip_score: nothing but the score counts; the whole of three pairs is kept here."""
+    return [
+        Row(HOUSE, speckled(100, 500)),
+        Row("x", speckled(300, 301)),
+        Row("ein altes Haus steht am Fluss", speckled(300, 302)),
+        Row(None, speckled(300, 303), "aligned:null"),
+        Row(HOUSE, b"<html>gone</html>", "not_media"),
+    ]
+
+
+def english() -> list[Row]:
+    """DataComp's laion2b: English, and the score."""
+    return [
+        Row(HOUSE, speckled(100, 500)),
+        Row("the house", speckled(300, 301)),
+        Row("ein altes Haus steht am Fluss", speckled(300, 302), "english"),
+        Row(None, speckled(300, 303), "english:null"),
     ]
 
 
@@ -157,8 +186,9 @@ def tidied() -> list[Row]:
 LISTS: dict[str, Callable[[], list[Row]]] = {
     "adopt-webdataset": tidied,
     "coyo": coyo,
-    "image-text-basic": datacomp,
-    "image-text-clip": datacomp,
+    "datacomp_basic": datacomp,
+    "datacomp_clip": any_pairs,
+    "datacomp_laion2b": english,
     "image-text-offline": offline,
     "laion-2b-en": laion,
 }
@@ -231,7 +261,7 @@ def test_is_proved_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["image-text-clip", "laion-2b-en"])
+@pytest.mark.parametrize("name", ["datacomp_clip", "datacomp_laion2b", "laion-2b-en"])
 def test_names_weights_that_open_clip_knows(name: str):
     """And the architecture has the activation that the weights were trained with; open_clip only warns of another."""
     import open_clip
@@ -248,7 +278,9 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
     rows = LISTS[name]()
     overrides = ["fetch.allow_private=true"]
     if "score_clip" in catalogue.shipped_recipe(name):
-        overrides += [f"steps.score_clip.model={save_tiny_clip(tmp_path / 'clip')}", "filters.aligned=clip_score >= -1"]
+        overrides += [f"steps.score_clip.model={save_tiny_clip(tmp_path / 'clip')}"]
+        has_quantile = "top_fraction" in catalogue.shipped_recipe(name)
+        overrides += ["steps.top_fraction.fraction=1" if has_quantile else "filters.aligned=clip_score >= -1"]
     with BadServer({path: ("image/jpeg", picture) for picture, path in served(rows).items()}) as server:
         write_source(name, tmp_path, rows, server.url)
         ds = mmdata.run(path_of(name), overrides=overrides, runner="inline", quiet=True)
