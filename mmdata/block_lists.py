@@ -13,7 +13,6 @@ subdomains and is compared in ASCII (IDNA) and lower case. Hashes of pictures ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from mmdata.errors import SourceError
-from mmdata.joins.arrays import ArrayFile
+from mmdata.joins.hash_lists import phashes
 from mmdata.joins.keys import IndexBuilder, KeyIndex, keys_of
 from mmdata.joins.lists import KeyList, open_list
 from mmdata.media.addresses import BadUrl, parse_url
@@ -38,7 +36,6 @@ __all__ = ["BlockFiles", "BlockLists", "BlockOptions", "PictureList", "block_fil
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # What parse_url would not change, which is what a list made by a program holds: read without taking it apart.
 _PLAIN_URL = re.compile(r"https?://((?:[a-z0-9_-]+\.)+[a-z]+(?:/[A-Za-z0-9/_.\-~%!$&'()*+,:;=@\[\]|?]*)?)")
-_HASH = re.compile("[0-9a-fA-F]{16}")
 _NAMED = 5  # wrong values that a message names
 
 
@@ -127,7 +124,7 @@ class BlockLists:
         with TemporaryDirectory() as folder:  # for remote .npy lists, while they are read
             for kind, path in options.paths.items():
                 if kind == "phash":
-                    found = [*_hashes(_opened(kind, path), Path(folder))]
+                    found = [h for h, _ in phashes(_opened(kind, path), Path(folder), "block.phash")]
                     self._hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
                 else:
                     self._sets[kind] = _key_set(kind, _opened(kind, path), Path(folder))
@@ -217,26 +214,3 @@ def _wire_form(text: str) -> str:
     url = parse_url(text)
     port = "" if url.port in (None, _DEFAULT_PORTS[url.scheme]) else f":{url.port}"
     return f"{str(url.raw_host).rstrip('.')}{port}{url.raw_path_qs}"
-
-
-def _hashes(given: KeyList, folder: Path) -> Iterator[npt.NDArray[np.uint64]]:
-    """64-bit hashes, some at a time."""
-    problem = f"block.phash: {given.path} holds what is no phash (16 hex digits, or whole numbers of 64 bits)"
-    for file in given.files:
-        if isinstance(file, ArrayFile):
-            if file.header().dtype.kind not in "ui" or file.header().dtype.itemsize != 8:
-                raise SourceError(problem)
-            yield np.asarray(file.mapped(folder)).astype(file.header().dtype.newbyteorder("=")).view(np.uint64)
-            continue
-        if file.format == "parquet":
-            with file.open() as opened:
-                column = pq.ParquetFile(opened).read([given.column], use_threads=False).column(0).drop_null()
-            if pa.types.is_integer(column.type) and column.type.bit_width == 64:
-                yield column.to_numpy().view(np.uint64)
-                continue
-        for texts in replace(given, files=(file,)).texts(folder):
-            cells = [t.strip() for t in texts.to_pylist() if t and t.strip()]
-            bad = [t for t in cells if not _HASH.fullmatch(t)]
-            if bad:
-                raise SourceError(f"{problem}, such as {bad[0][:80]!r}")
-            yield np.array([int(t, 16) for t in cells], np.uint64)

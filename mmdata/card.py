@@ -132,7 +132,13 @@ def _pictures(card: Card) -> list[str]:
 def _funnels(card: Card) -> list[str]:
     """The one funnel, or that of each dataset of a mix under its name."""
     if [origin.name for origin in card.origins] == [""]:
-        return [card.origins[0].funnel.markdown()]
+        [one] = card.origins
+        repeat = card.writer.shape.options.repeat
+        said = (
+            f"{one.samples:,} samples of {one.rows:,} kept rows, each as often as its `{repeat}` says; keys of repeats "
+        )
+        said += "end in `-r1`, `-r2` …\n"
+        return [one.funnel.markdown(), *([said] if repeat is not None else [])]
     found = []
     for origin in card.origins:
         passes = f"{origin.samples:,} samples of {origin.rows:,} kept rows, keys `{origin.name}-<key>`"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mmdata import registry
 from mmdata.columns import BASE_COLUMNS, VERDICT_COLUMNS, Column, media_reference
-from mmdata.errors import RecipeError
+from mmdata.errors import MissingExtra, RecipeError
 from mmdata.recipe_schema import json_schema
 from mmdata.shipped import recipe_folder, shipped_recipe, shipped_recipes
 from mmdata.stage import Contract, Group, Lookup, Operator
@@ -20,10 +20,10 @@ __all__ = ["describe", "generated", "markdown_table", "recipe_folder", "shipped_
 
 
 def _contract(operator: type[Operator[Any]]) -> Contract | None:
-    """The contract under default options; None when an option is required."""
+    """The contract under default options; None when an option is required, or its data is not on this machine."""
     try:
         return registry.contract(operator, operator.options_type())
-    except (ValidationError, RecipeError):
+    except (ValidationError, RecipeError, MissingExtra):
         return None
 
 

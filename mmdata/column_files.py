@@ -162,10 +162,16 @@ def write_parquet(
     """
     plain = table.combine_chunks().replace_schema_metadata(dict(metadata) if metadata else None)
     try:
-        pq.write_table(plain, path, row_group_size=row_group_rows or 1 << 20, **PARQUET)
+        pq.write_table(plain, path, row_group_size=row_group_rows or 1 << 20, **{**PARQUET, **_dictionaries(plain)})
     except OSError as error:
         todo = local_disk.what_to_do(error, plain.nbytes, str(path.parent))
         raise StoreError(f"cannot write {path}: {todo}") from error
+
+
+def _dictionaries(table: pa.Table) -> dict[str, Any]:
+    """Numbers of embeddings and signatures hardly repeat: looking for those that do takes longer than writing them."""
+    vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]
+    return {"use_dictionary": [n for n in table.column_names if n not in vectors]} if vectors else {}
 
 
 def write_column_file(path: Path, table: pa.Table, footer: ColumnFooter) -> ColumnFooter:

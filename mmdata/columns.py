@@ -149,14 +149,16 @@ _AUDIO = frozenset("mp3 wav flac ogg oga opus m4a aac aiff aif weba wma amr mid"
 
 
 def is_aside(column: pa.Field) -> bool:
-    """Whether a step's column stays out of `samples` and of exports that do not ask for it by name: embeddings.
+    """Whether a step's column stays out of `samples` and of exports that do not ask for it by name.
 
-    An embedding is a column of type fixed-size list of floats; nothing else marks it, so a stage, a group and attached
-    columns need only declare that type. It is read from `columns."<set>"`, or by its visible name where columns are
-    named (export's `columns`, `Dataset.kept`).
+    Those are embeddings, columns of type fixed-size list of floats, and signatures, of uint32; nothing else marks them,
+    so a stage, a group and attached columns need only declare that type. They are read from `columns."<set>"`, or by
+    their visible names where columns are named (export's `columns`, `Dataset.kept`).
     """
     kind = column.type
-    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
+    if not pa.types.is_fixed_size_list(kind):
+        return False
+    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_uint32(kind.value_type))
 
 
 def vector_rows(values: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -355,7 +355,7 @@ class _Driver:
         if not job.is_covered(covered):
             self._note_computing(bound.set_name)
             with self.progress.step(step.name, None) as line:
-                found = job.compute(bound, lambda rows: line.advance(done=rows))
+                found = job.compute(bound, lambda rows: line.advance(done=rows), line.say)
             covered.update({shard: file for shard, file in found.items() if covered.get(shard) != file})
             computed = job.rows
         self.log.flush()

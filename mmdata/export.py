@@ -145,11 +145,13 @@ class _Job:
         """The survey: every part's kept rows, without media."""
         options = self.options
         also = ["row_id"] if options.mix or options.shuffle != "none" else []
-        also += [options.blur] if options.blur is not None else []
+        also += [n for n in (options.blur, options.repeat) if n is not None]
         for part in self.parts:
             rows, media, values = self.survey.rows, self.survey.media_bytes, self.survey.value_bytes
             for shard in part.dataset.shards():
-                kept = self.rows.kept(part, shard)
+                once = self.rows.once(part, shard)
+                part.kept += len(once)
+                kept = self.rows.repeated(once)
                 target.require_no_media(kept.column("image_path"))
                 here = [n for n in also if n in kept.column_names]
                 self.survey.add(shard, kept, as_members, here)
@@ -161,9 +163,9 @@ class _Job:
             part.media_bytes = self.survey.media_bytes - media
             part.value_bytes = self.survey.value_bytes - values
             counted = part.dataset.funnel().kept
-            if counted != part.rows:
+            if counted != part.kept:
                 raise StoreError(
-                    f"the ledger counts {counted} kept rows, the shards hold {part.rows}; run the recipe again"
+                    f"the ledger counts {counted} kept rows, the shards hold {part.kept}; run the recipe again"
                 )
 
     def write(self, attempt: Attempt, tick: Callable[[int], None] | None) -> Finished:
@@ -193,7 +195,7 @@ class _Job:
         for part, count in zip(self.parts, self.counts, strict=True):
             current = part.dataset.current
             chain = "" if current is None else current.chain
-            stories.append(card.Origin(part.name, count, part.rows, part.dataset.funnel(), chain))
+            stories.append(card.Origin(part.name, count, part.kept, part.dataset.funnel(), chain))
         return card.render(
             card.Card(
                 rows=sum(self.counts),
@@ -221,7 +223,7 @@ def _makers(dataset: Exportable) -> dict[str, str]:
 def _schema(parts: list[Part], options: ExportOptions) -> pa.Schema:
     """The columns of all parts; RecipeError where two of them give one name two types."""
     asked = columns_to_ask(options.columns) or []
-    asked += [options.blur] if options.blur is not None else []
+    asked += [n for n in (options.blur, options.repeat) if n is not None]
     found: dict[str, tuple[pa.DataType, Part]] = {}
     for part in parts:
         shards = part.dataset.shards()

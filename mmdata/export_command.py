@@ -30,6 +30,7 @@ def export_command(
     shuffle: Annotated[str, typer.Option(help="none, buffer or full")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="of the shuffle, and of what a mix chooses")] = 0,
     blur: Annotated[str | None, typer.Option(metavar="COLUMN", help="blur the boxes of this column")] = None,
+    repeat: Annotated[str | None, typer.Option(metavar="COLUMN", help="how often to write a row")] = None,
     mix: Annotated[
         list[str] | None,
         typer.Option(metavar="FOLDER=WEIGHT", help="mix in another dataset (FOLDER#SELECTION=WEIGHT: one selection)"),
@@ -63,16 +64,9 @@ def export_command(
         "workers": workers,
         "mix": tuple(map(mix_entry, mix or ())),
     }
-    more = {
-        "columns": None if columns is None else tuple(c.strip() for c in columns.split(",") if c.strip()),
-        "shard_size": shard_size,
-        "shard_rows": shard_rows,
-        "row_group_bytes": row_group_bytes,
-        "blur": blur,
-        "samples": samples,
-        "epochs": epochs,
-        "push_to_hub": push_to_hub,
-    }
+    names = None if columns is None else tuple(c.strip() for c in columns.split(",") if c.strip())
+    more: dict[str, Any] = dict(columns=names, shard_size=shard_size, shard_rows=shard_rows, blur=blur, repeat=repeat)
+    more |= dict(row_group_bytes=row_group_bytes, samples=samples, epochs=epochs, push_to_hub=push_to_hub)
     given |= {name: value for name, value in more.items() if value is not None}
     typer.echo(export_dataset(open_dataset(dataset, selection), given))
 

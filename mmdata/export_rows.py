@@ -12,8 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mmdata.errors import RecipeError
 from mmdata.export_order import chosen, ordered
 from mmdata.export_plan import PLACES
 from mmdata.layout import ExportColumn, columns_to_ask, project
@@ -24,7 +27,9 @@ from mmdata.settings import ExportOptions
 __all__ = ["MIXED_FROM", "Rows"]
 
 MIXED_FROM = "mixed_from"  # the column that names a sample's dataset in a mix
+_MOST_REPEATS = 100
 _STRETCH = 4096
+_ROW_ID_BITS = 56  # row_ids stay below 2^56
 _CHOICE = -1 & 0xFFFFFFFF  # instead of a pass number, where hashes choose rows
 
 
@@ -42,18 +47,39 @@ class Rows:
         self._boxes_type = boxes_type or pa.null()
         self._names = [c.name for c in columns]
 
-    def kept(self, part: Part, shard: int, passing: int = 0) -> pa.Table:
+    def once(self, part: Part, shard: int, passing: int = 0) -> pa.Table:
         """A part's kept rows of a shard, with the keys they are exported with, and in a mix the column `mixed_from`."""
         options = self._options
         asked = columns_to_ask(options.columns)
-        if options.blur is not None and asked is not None:
-            asked = list(dict.fromkeys([*asked, options.blur]))
+        if asked is not None:
+            asked = list(dict.fromkeys([*asked, *filter(None, (options.blur, options.repeat))]))
         table = with_medium(part.dataset.kept(shard, asked))
         if part.name:
             place = table.schema.get_field_index("key")
             table = table.set_column(place, "key", part.key_of(table.column("key"), passing))
             table = table.append_column(MIXED_FROM, pa.array([part.name] * len(table), pa.string()))
         return table
+
+    def repeated(self, kept: pa.Table) -> pa.Table:
+        """With `options.repeat` each row so often, one after the other; keys of repeats end in `-r1`, `-r2`, …."""
+        name = self._options.repeat
+        if name is None:
+            return kept
+        if name not in kept.column_names or not pa.types.is_integer(kept.schema.field(name).type):
+            raise RecipeError(f"export.repeat: the dataset has no column of whole numbers {name!r}")
+        times = kept.column(name).cast(pa.int64(), safe=False).fill_null(-1).to_numpy()
+        wrong = np.flatnonzero((times < 0) | (times > _MOST_REPEATS))
+        if len(wrong):
+            key, value = (kept.column(n)[int(wrong[0])].as_py() for n in ("key", name))
+            raise RecipeError(
+                f"export.repeat: row {key} has {'NULL' if value is None else value} in {name!r}; expected 0 to "
+                f"{_MOST_REPEATS}"
+            )
+        table = kept.take(pa.array(np.repeat(np.arange(len(kept)), times)))
+        before = _times_before(np.asarray(table.column("row_id").to_numpy(), np.int64))
+        ends = pa.array(["" if n == 0 else f"-r{n}" for n in before.tolist()], pa.string())
+        place = table.schema.get_field_index("key")
+        return table.set_column(place, "key", pc.binary_join_element_wise(table.column("key"), ends, ""))
 
     def stream(self, counts: Sequence[int], scratch: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
         """All rows in order; `scratch` is an empty folder on local disk."""
@@ -85,7 +111,7 @@ class Rows:
 
     def _placed(self, part: Part, shard: int, passing: int) -> pa.Table:
         """One table with `row_id`, the places, then the exported columns, under names that cannot collide."""
-        kept = self.kept(part, shard, passing)
+        kept = self.repeated(self.once(part, shard, passing))
         blur = self._options.blur
         boxes = kept.column(blur) if blur in kept.column_names else pa.nulls(len(kept), self._boxes_type)
         places = [
@@ -95,7 +121,19 @@ class Rows:
         ]
         exported = project(kept, self._columns)
         names = ["row_id", *(f"place:{n}" for n in PLACES), *(f"={n}" for n in self._names)]
-        return pa.table([kept.column("row_id"), *places, *exported.columns], names=names)
+        row_ids = kept.column("row_id")
+        if self._options.repeat is not None:  # no two of a row together where rows are shuffled
+            ids = np.asarray(row_ids.to_numpy(), np.int64)
+            row_ids = pa.array(ids + (_times_before(ids) << _ROW_ID_BITS))
+        return pa.table([row_ids, *places, *exported.columns], names=names)
+
+
+def _times_before(row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Per row how often the same row stands right before it."""
+    if not len(row_ids):
+        return np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.r_[True, np.diff(row_ids) != 0])
+    return np.arange(len(row_ids)) - np.repeat(starts, np.diff(np.r_[starts, len(row_ids)]))
 
 
 class _Cursor:

@@ -6,7 +6,8 @@ set. Which rows those are stands in `survivors.tracks`.
 The input columns of all its rows are held in memory at once, as Arrow (never media, never Python objects), and so is
 its answer: for duplicates of a 64-bit hash some 100 bytes a row beside what the group itself needs, 1 GB for ten
 million; twice the inputs while rows are put into the order of `prefer`. A group that fails single rows (cells of
-`Failed`) or writes lists is looked at cell by cell, at some hundred bytes more.
+`Failed`) or writes lists is looked at cell by cell, at some hundred bytes more. A group that `streams` reads a shard's
+inputs at a time, and as often as it likes; of its rows only the answer is held.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from mmdata.column_files import UNCOVERED, ColumnFile, ColumnFooter, canonical_j
 from mmdata.columns import row_id
 from mmdata.errors import ContractError, MmdataError, StoreError
 from mmdata.filters import FilterEngine
+from mmdata.group_rows import SurvivingRows
 from mmdata.isolate import checked_columns
 from mmdata.older_rows import OlderDatasets, names_older
 from mmdata.operator_files import at
 from mmdata.plan import PlannedStep, Resolved, identity
+from mmdata.scratch import scratch_folder
 from mmdata.stage import Contract, Failed, Group
 from mmdata.store import Store
 from mmdata.survivors import BoundStep, ShardView, input_coverage, rows_digest, walk
@@ -90,37 +93,54 @@ class GroupJob:
         """Whether every surviving row has a value or a permanent error in these files of the group's set."""
         return all(s in files and files[s].covered >= alive.sum() for s, alive in self._alive.items())
 
-    def compute(self, bound: BoundStep, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
-        """Run the group over all rows, in its order, and publish each shard's part. Returns shard → column file."""
+    def compute(
+        self, bound: BoundStep, tick: Callable[[int], None], say: Callable[[str], None] = lambda _: None
+    ) -> dict[int, ColumnFile]:
+        """Run the group over all rows, in its order, and publish each shard's part. Returns shard → column file.
+
+        `say` is told the group's remark, where it has one.
+        """
         operator, contract = self._step.operator, self._step.contract
         assert operator is not None
         assert issubclass(operator, Group)
         assert contract is not None
-        inputs = self._step.inputs
-        rows = pa.concat_tables(
-            self._view(s).gather(inputs, np.flatnonzero(alive)) for s, alive in self._alive.items()
-        ).combine_chunks()
-        # Without terms they are in order as they are: row_id ascends through the shards.
-        order = self._engine.order(rows, self._step.order) if self._step.order else None
-        ordered = rows if order is None else rows.take(pa.array(order))
-        del rows
         try:
             group = operator(self._step.options)
-            answer = group.compute(ordered) if self._older is None else group.compute_against(ordered, self._older)
-            answered = _answered(operator.name, contract, answer, len(ordered))
+            answered = self._streamed(group, contract) if operator.streams else self._at_once(group, contract)
         except MmdataError:
             raise
         except Exception as error:
             raise ContractError(
-                f"group {self._step.name} failed over its {len(ordered)} rows ({type(error).__name__}: {error}"
+                f"group {self._step.name} failed over its {self.rows} rows ({type(error).__name__}: {error}"
                 f"{at(error)}); mend the group or its options and run again"
             ) from error
-        del ordered
-        if order is not None:
-            back = np.empty(len(order), np.int64)
-            back[order] = np.arange(len(order))
-            answered = answered.take(pa.array(back))
+        if group.remark:
+            say(group.remark)
         return self._publish(bound, answered, tick)
+
+    def _streamed(self, group: Group[Any], contract: Contract) -> pa.Table:
+        """The answer of a group that streams, in row order."""
+        rows = SurvivingRows(self._step, self._alive, self._view, self._engine, self._older)
+        with scratch_folder() as scratch:
+            return _answered(group.name, contract, group.compute_streamed(rows, scratch), len(rows))
+
+    def _at_once(self, group: Group[Any], contract: Contract) -> pa.Table:
+        """The answer of a group that sees all rows at once, put back into row order."""
+        rows = SurvivingRows(self._step, self._alive, self._view, self._engine).read(
+            [i.visible for i in self._step.inputs]
+        )
+        # Without terms they are in order as they are: row_id ascends through the shards.
+        order = self._engine.order(rows, self._step.order) if self._step.order else None
+        ordered = rows if order is None else rows.take(pa.array(order))
+        del rows
+        answer = group.compute(ordered) if self._older is None else group.compute_against(ordered, self._older)
+        answered = _answered(group.name, contract, answer, len(ordered))
+        del ordered
+        if order is None:
+            return answered
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return answered.take(pa.array(back))
 
     def _publish(self, bound: BoundStep, answered: pa.Table, tick: Callable[[int], None]) -> dict[int, ColumnFile]:
         base = ColumnFooter.of(canonical_json(dict(bound.document)))

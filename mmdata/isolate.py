@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from mmdata.batch import Batch
+from mmdata.batch import BadBoxes, Batch
 from mmdata.column_files import UNCOVERED
 from mmdata.columns import is_aside, vector_rows
 from mmdata.errors import ContractError, MissingMedia, MmdataError, RetryableError
@@ -96,7 +96,7 @@ def _undecodable(contract: Contract, batch: Batch) -> list[tuple[int, Failed]]:
         raise ContractError("a stage that reads media was given a batch without media")
     found = []
     for pixels in contract.pixels:
-        cache.fill(batch.rows, pixels)
+        batch.fill(pixels)
     for index, row in enumerate(batch.rows):
         if not cache.has_media(row):
             found.append((index, Failed("missing_media")))
@@ -118,6 +118,8 @@ def _media_failure(error: Exception) -> Failed:
         return Failed(error.kind)
     if isinstance(error, OSError):
         return Failed("media_read", transient=True)
+    if isinstance(error, BadBoxes):
+        return Failed("bad_boxes")
     return Failed("decode")
 
 

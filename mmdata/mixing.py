@@ -56,13 +56,17 @@ Opener = Callable[[str, str | None], Exportable]  # dataset folder, selection
 
 @dataclass
 class Part:
-    """One dataset of an export. `name` is empty when it is the only one; `row_ids`: its kept rows', shard by shard."""
+    """One dataset of an export. `name` is empty when it is the only one; `row_ids`: its kept rows', shard by shard.
+
+    `rows` are what one pass gives: the `kept` rows, or with `repeat` as many as that says.
+    """
 
     number: int
     name: str
     dataset: Exportable
     weight: Fraction
     rows: int = 0
+    kept: int = 0
     media_bytes: int = 0
     value_bytes: int = 0
     row_ids: list[npt.NDArray[np.int64]] = field(default_factory=list)

@@ -29,6 +29,7 @@ from mmdata.store import Store
 __all__ = ["OlderDatasets", "names_older", "require_older"]
 
 _PART_ROWS = 1 << 20
+_PART_BYTES = 256 << 20
 _MAX_DIFFERENCES = 3
 
 
@@ -158,14 +159,14 @@ class OlderDatasets:
         return ((d, s) for d in self._datasets for s in d.shards)
 
     def parts(self) -> Iterator[pa.Table]:
-        """See `OlderRows`; some million rows at a time. `digest` must have been taken."""
+        """See `OlderRows`; some million rows at a time, fewer of wide columns. `digest` must have been taken."""
         held: list[pa.Table] = []
         for dataset, shard in self._places():
             table = dataset.kept(shard.index, list(self._inputs)).drop_columns(["row_id"])
             if len(table) != shard.rows:
                 raise StoreError(f"{dataset.store.url} has changed while its rows were read; run again")
             held.append(table.append_column("place", pa.array(np.arange(shard.place, shard.place + shard.rows))))
-            if sum(map(len, held)) >= _PART_ROWS:
+            if sum(map(len, held)) >= _PART_ROWS or sum(t.nbytes for t in held) >= _PART_BYTES:
                 yield pa.concat_tables(held)
                 held = []
         if held:
@@ -222,6 +223,8 @@ def _add(digest: Any, column: pa.ChunkedArray) -> None:
     digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         digest.update(np.ascontiguousarray(array.fill_null(0).to_numpy(zero_copy_only=False)).tobytes())
+    elif pa.types.is_fixed_size_list(array.type):
+        _add(digest, pa.chunked_array([array.flatten()]))  # of the rows that are not NULL
     else:
         words = ["" if v is None else v if isinstance(v, str) else repr(v) for v in array.to_pylist()]
         digest.update(np.array([len(w) for w in words], "<i8").tobytes())

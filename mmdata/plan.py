@@ -201,8 +201,7 @@ def _plan_operator(
     wanted = dict.fromkeys([*reads, *(c for term in order for c in term.columns)])
     for column in wanted:
         _require_column(where, column, names, unmade)
-    if issubclass(operator, Group):
-        _check_types(where, operator, options, names.schema())
+    _check_types(where, operator, options, names.schema())
     outputs: list[tuple[str, str]] = []
     aside: list[tuple[str, str]] = []
     inputs = tuple(names.input(c) for c in wanted)
@@ -252,9 +251,9 @@ def _bind_options(where: str, operator: type[Operator[Any]], step: OperatorStep,
         raise RecipeError(describe_errors(where, error, operator.options_type, STEP_KEYS)) from None
 
 
-def _check_types(where: str, group: type[Group[Any]], options: Options, schema: pa.Schema) -> None:
+def _check_types(where: str, operator: type[Operator[Any]], options: Options, schema: pa.Schema) -> None:
     try:
-        group.check_types(options, schema)
+        operator.check_types(options, schema)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
 
@@ -322,7 +321,7 @@ def _identity_document(
     }
     options = step.options.model_dump(mode="json", exclude=set(file_options(step.options)))
     for name, columns in column_options(step.options).items():
-        options[name] = [references[c] for c in columns]
+        options[name] = [references[c] for c in columns if c in references]  # not read under the other options
     for name in order_options(step.options):
         options[name] = [renamed(term, {c: json.dumps(references[c]) for c in term.columns}) for term in step.order]
     # What an option names may change its name. What the operator reads by a name of its own keeps it: two columns that
@@ -338,7 +337,7 @@ def _identity_document(
         "weights": {**weights, **(resolved.weights if resolved else {})},
         "precision": resolved.precision if resolved else contract.precision,
         "batch_shape": resolved.batch_shape if resolved else contract.batch_shape,
-        "pixels": [vars(p) for p in contract.pixels],
+        "pixels": [p.document for p in contract.pixels],
         "reads": sorted(json.dumps(r if name in named else [name, r]) for name, r in references.items()),
         "media": step.media,
     }

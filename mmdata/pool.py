@@ -23,6 +23,7 @@ from mmdata.img2dataset_backend import fetch_by_img2dataset
 from mmdata.ingest import IngestCounts, ingest_shard
 from mmdata.ingest_journal import IngestJournal
 from mmdata.isolate import DeviceLost, DeviceOutOfMemory, raise_not_opened
+from mmdata.open_stages import close_stages
 from mmdata.plan import PlannedStep, Resolved
 from mmdata.retry_work import RetryContext, retry_rows
 from mmdata.sample_layout import members_beside
@@ -32,7 +33,7 @@ from mmdata.sources.adopted import AdoptingSource, Part
 from mmdata.stage import Stage
 from mmdata.store import Store
 from mmdata.verdict_work import settle_shard
-from mmdata.work import PassContext, close_stages, journal_folder, run_pass
+from mmdata.work import PassContext, journal_folder, run_pass
 
 if TYPE_CHECKING:
     from mmdata.host_desk import BookDesk

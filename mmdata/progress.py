@@ -118,6 +118,14 @@ class Step:
                 self._printed = self._progress.clock()
                 self._progress._print(f"{self.name}: {self.figures()}")
 
+    def say(self, text: str) -> None:
+        """Show a line of text under the step's name, for good."""
+        with self._progress.lock:
+            if self._live is not None:
+                self._live.console.print(f"{self.name}: {text}", markup=False, highlight=False)
+            else:
+                self._progress._print(f"{self.name}: {text}")
+
     def figures(self, ended: bool = False) -> str:
         """`1,200/5,000 rows, 310 rows/s, kept 83.1 %, failed 0.4 %, 12 s left`, as far as it is known."""
         seconds = self._progress.clock() - self._begun

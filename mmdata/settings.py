@@ -233,6 +233,9 @@ class ExportOptions(Options):
     blur: str | None = Field(
         None, description="column of boxes [left, top, right, bottom] in px of the stored picture, to be blurred"
     )
+    repeat: str | None = Field(
+        None, description="column of whole numbers, 0 to 100: how often a kept row is written; see the step sample"
+    )
     mix: tuple[MixOptions, ...] = Field(
         (), description="datasets to mix with this one; it takes the share left to 1, unless it is named here too"
     )
@@ -253,6 +256,9 @@ class ExportOptions(Options):
             raise ValueError("samples and epochs belong to mix, which is not given")
         if self.samples is not None and self.epochs is not None:
             raise ValueError("samples and epochs both say how many samples a mix has; give one of them")
+        if self.repeat is not None and (self.mix or self.format == "datacomp"):
+            why = "mix says how often a row comes" if self.mix else "a subset file holds each uid once"
+            raise ValueError(f"leave repeat out: {why}")
         if self.push_to_hub is not None and self.format != "datasets":
             raise ValueError(f"push_to_hub needs format datasets, not {self.format}")
         return self

@@ -12,13 +12,12 @@ import inspect
 import marshal
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -34,6 +33,7 @@ from mmdata.options import (
     file_options,
     order_options,
 )
+from mmdata.row_sets import GroupRows, OlderRows
 
 if TYPE_CHECKING:
     from mmdata.batch import Batch
@@ -46,6 +46,7 @@ __all__ = [
     "Failed",
     "FilePath",
     "Group",
+    "GroupRows",
     "Lookup",
     "Needs",
     "NoOptions",
@@ -89,27 +90,43 @@ class Pixels:
     `size` and cuts the middle (open_clip's and torchvision's evaluation transform), `pad` adds white to a centred
     square first, `stretch` ignores the aspect ratio. `resample` filters are Pillow's, with antialiasing.
     `scaled=True` lets JPEG decode at a reduced DCT scale; such a variant is decoded apart, so that it never changes
-    what other stages see.
+    what other stages see. `masked` names a column of boxes (left, top, right, bottom in px of the stored picture),
+    which the stage reads: they are filled with the colour around them, before anything else. `flipped` mirrors left
+    and right.
     """
 
     size: int | None = None
     fit: Literal["center_crop", "pad", "stretch"] = "center_crop"
     resample: Literal["bicubic", "bilinear", "area"] = "bicubic"
     scaled: bool = False
+    flipped: bool = False
+    masked: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scaled and self.masked:
+            raise ValueError("boxes are in px of the whole picture: a masked variant cannot be decoded at a scale")
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What of it enters identities. The column of boxes enters as one that is read, not by its name."""
+        found = {k: v for k, v in vars(self).items() if k not in ("flipped", "masked")}
+        return {**found, **({"flipped": True} if self.flipped else {}), **({"masked": True} if self.masked else {})}
 
 
 @dataclass(frozen=True)
 class Weights:
     """A weights file an operator loads. `fingerprint` names its content.
 
-    It is `sha256:…`, `etag:…` or `package:name==version`; None = not known until `Stage.resolve_weights` has brought
-    the file. `path` is set for a local file: the planner then takes the file's sha256 as the fingerprint.
+    It is `sha256:…`, `commit:…` or `package:name==version`; None = not known until `Stage.resolve_weights` has brought
+    the file. `path` is set for a local file: the planner then takes the file's sha256 as the fingerprint. `missing` is
+    what the options must still say, for defaults that name no file: the planner refuses them with these words.
     """
 
     name: str
     fingerprint: str | None = None
     path: str | None = None
     size_bytes: int | None = None
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +230,10 @@ class Operator(Generic[O]):
         writes = parse_schema(cls.writes) if isinstance(cls.writes, str) else cls.writes
         return Contract(writes=writes, reads=reads, pixels=cls.pixels, needs=cls.needs)
 
+    @classmethod
+    def check_types(cls, options: O, schema: pa.Schema) -> None:
+        """What `plan` asks: RecipeError when a column it reads, by its type in `schema`, is of no use to it."""
+
 
 class Stage(Operator[O]):
     """1→1: a function of one row, computed over batches; adds columns.
@@ -243,12 +264,12 @@ class Stage(Operator[O]):
 class Group(Operator[O]):
     """N→N: a function of the set of surviving rows; adds columns.
 
-    `compute` sees all rows at once, in the order of the options' `prefer` terms, ties by row_id.
+    `compute` sees all rows at once, in the order of the options' `prefer` terms, ties by row_id. A group whose columns
+    are too wide for that (embeddings) says `streams` and has `compute_streamed` instead.
     """
 
-    @classmethod
-    def check_types(cls, options: O, schema: pa.Schema) -> None:
-        """What `plan` asks: RecipeError when a column it reads, by its type in `schema`, is of no use to it."""
+    streams: ClassVar[bool] = False
+    remark: str = ""  # set while computing: what is worth knowing of the whole set; the run shows it
 
     def compute(self, rows: pa.Table) -> Columns:
         """`rows` has `row_id` and every column of the contract's `reads`; returns one value per row, same order."""
@@ -258,15 +279,9 @@ class Group(Operator[O]):
         """As `compute`, where an option of type `DatasetPath` names other datasets: `older` are their kept rows."""
         raise NotImplementedError
 
-
-class OlderRows(Protocol):
-    """The kept rows of other datasets, in the order of the option that names them, then in row order."""
-
-    def parts(self) -> Iterator[pa.Table]:
-        """All rows, some at a time: `place` (int64, from 0 in that order) and the columns the group's options name."""
-
-    def look_up(self, places: npt.NDArray[np.int64]) -> pa.Table:
-        """row_id, key and `dataset` (as the option names it) of the rows at these places, which ascend."""
+    def compute_streamed(self, rows: GroupRows, scratch: Path) -> Columns:
+        """One value per row, in row order and not in visit order; `scratch` is an empty folder, removed afterwards."""
+        raise NotImplementedError
 
 
 class Lookup(Operator[O]):

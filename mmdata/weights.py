@@ -7,14 +7,20 @@ import os
 from dataclasses import replace
 from functools import cache
 
-from mmdata.errors import MissingExtra
+from mmdata.errors import MissingExtra, RecipeError
 from mmdata.stage import Contract
 
 __all__ = ["file_fingerprint", "with_fingerprints"]
 
 
 def with_fingerprints(where: str, contract: Contract) -> Contract:
-    """The contract with the fingerprint of every weights file that lies on this disk; MissingExtra when one is not."""
+    """The contract with the fingerprint of every weights file that lies on this disk; MissingExtra when one is not.
+
+    RecipeError where the options do not say yet which file it is.
+    """
+    for weights in contract.weights:
+        if weights.missing is not None:
+            raise RecipeError(f"{where}: {weights.missing}")
     return replace(
         contract,
         weights=tuple(

@@ -12,21 +12,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from mmdata.batch import Batch, DecodedCache
+from mmdata.chunks import Chunks
 from mmdata.column_buffer import ColumnBuffer
 from mmdata.column_files import ColumnFile, ColumnFooter, canonical_json, publish_columns
-from mmdata.columns import media_reference
+from mmdata.decode_ahead import DecodeAhead, decode_threads, first_wanted
 from mmdata.filters import FilterEngine
-from mmdata.isolate import DeviceLost, StepTracker, compute_rows, raise_not_opened
+from mmdata.isolate import DeviceLost, compute_rows
 from mmdata.media_reader import MediaReader
+from mmdata.open_stages import opened
 from mmdata.scratch import scratch_root
-from mmdata.stage import Failed, Stage
+from mmdata.stage import Failed
 from mmdata.store import Store
 from mmdata.survivors import (
     COMPUTED,
@@ -47,11 +47,10 @@ from mmdata.survivors import (
 from mmdata.verdict_work import Settled, settle, settle_shard
 from mmdata.worker_journal import Journal
 
-__all__ = ["PassContext", "PassResult", "StepWork", "close_stages", "finished_pass", "journal_folder", "run_pass"]
+__all__ = ["PassContext", "PassResult", "StepWork", "finished_pass", "journal_folder", "run_pass"]
 
 DECODED_BYTES = 256 << 20  # of one chunk: pictures in full and their variants
 ROWS_PER_CALL = 256  # of a stage without a model
-IMAGE_COLUMNS = [c.name for c in media_reference("image")]
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,9 @@ class StepWork:
 
 @dataclass
 class PassResult:
-    """`work` maps position → what was done; `files` set name → the newest column file. `reads` are media reads.
+    """`work` maps position → what was done; `files` set name → the newest column file.
 
+    `reads` are media reads, `decodes` pictures decoded in full.
     `settled` are the verdicts, after the last pass where nothing is to be tried again.
     """
 
@@ -98,6 +98,7 @@ class PassResult:
     work: dict[int, StepWork]
     files: dict[str, ColumnFile] = field(default_factory=dict)
     reads: int = 0
+    decodes: int = 0
     settled: Settled | None = None
 
 
@@ -124,7 +125,7 @@ def run_pass(
         job.compute(lanes)
     job.commit()
     states = [walk(view, mine, engine, before, final=True) for before, mine in lanes]
-    result = replace(_result(view, lanes, states, job.work), files=job.files, reads=job.reads)
+    result = replace(_result(view, lanes, states, job.work), files=job.files, reads=job.reads, decodes=job.decodes)
     if not context.verdicts or any(w.transient for w in result.work.values()):
         return result
     # Another attempt at the shard may have committed first, so that what stands is not what is in memory.
@@ -204,9 +205,11 @@ class _ShardJob:
         self.buffers: dict[str, ColumnBuffer] = {}
         self.files: dict[str, ColumnFile] = {}
         self.known = dict(known)  # set → its newest file
-        self.reads = 0
+        self.reads = self.decodes = 0
         self._journals: dict[str, Journal] = {}
         self._reader = MediaReader(context.store)
+        self._chunks = Chunks(view, self.steps, self._reader, context.threads)
+        self._ahead: DecodeAhead | None = None
         self._ids = view.row_ids
         self._tried: dict[str, Mask] = {}
         for bound in self.steps:
@@ -221,6 +224,8 @@ class _ShardJob:
         self._journals = {
             name: Journal(folder / f"{name}-{self.view.shard:05d}.json", self.context.run) for name in self.buffers
         }
+        ahead = folder / f"{next(iter(self.buffers))}-{self.view.shard:05d}-ahead.json"
+        self._journals["ahead"] = Journal(ahead, self.context.run, is_alone=False)
         rows = np.flatnonzero(np.any([before.alive for before, _ in lanes], axis=0))
         suspects = {r for journal in self._journals.values() for r in (*journal.suspects, *journal.deaths)}
         killers = {r for journal in self._journals.values() for r in journal.deaths}
@@ -228,13 +233,13 @@ class _ShardJob:
         # Rows that have killed a worker alone come after those that may be innocent, whose values are then committed.
         tried = [[r for r in alone if (int(self._ids[r]) in killers) is again] for again in (False, True)]
         try:
-            for chunk in self._chunks(np.setdiff1d(rows, np.array(alone, np.int64))):
-                self._run_chunk(lanes, chunk)
+            self._run_chunks(lanes, np.setdiff1d(rows, np.array(alone, np.int64)))
             for some in tried:
                 if some:
                     self.commit()
                 for row in some:
-                    self._run_chunk(lanes, np.array([row]))
+                    one = np.array([row])
+                    self._run_chunk(lanes, one, self._chunks.cache(one))
             self.commit()
             for journal in self._journals.values():
                 journal.clear([int(self._ids[r]) for r in alone])
@@ -248,29 +253,34 @@ class _ShardJob:
         finally:
             self._reader.close()
 
-    def _chunks(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Cut so that a chunk's media, with its pictures in all variants, stays within DECODED_BYTES."""
-        if not len(rows) or not any(b.step.media for b in self.steps):
-            return [rows] if len(rows) else []
-        variants = {p for b in self.steps if b.step.contract for p in b.step.contract.pixels}
-        sizes = self.view.base(["width_px", "height_px", "image_size"]).take(pa.array(rows))
-        fixed = sum(p.size * p.size * 3 for p in variants if p.size)
-        ends, held = [], 0
-        for index, (width, height, stored) in enumerate(zip(*(c.to_pylist() for c in sizes.columns), strict=True)):
-            # Media of unknown size (adopted, not probed) counts as 4 megapixels.
-            pixels = (width or 2000) * (height or 2000) if variants else 0
-            cost = pixels * 3 + fixed + (stored or 0)
-            if held and held + cost > DECODED_BYTES:
-                ends.append(index)
-                held = 0
-            held += cost
-        return np.split(rows, ends)
+    def _run_chunks(self, lanes: Sequence[_Lane], rows: npt.NDArray[np.int64]) -> None:
+        """Chunk after chunk; where threads may decode beside the model, they go on from one into the next."""
+        threads = decode_threads(self.steps, self.context.threads)
+        # Two chunks are in memory at a time, the one at hand and the one that is begun.
+        chunks = self._chunks.cut(rows, DECODED_BYTES // 2 if threads else DECODED_BYTES)
+        if not threads or not chunks:
+            for chunk in chunks:
+                self._run_chunk(lanes, chunk, self._chunks.cache(chunk))
+            return
+        self._ahead = DecodeAhead(threads, self._journals["ahead"])
+        early, variants = first_wanted(self.view, self.engine, *lanes[0]) if len(chunks) > 1 else (rows[:0], ())
+        cache = self._chunks.cache(chunks[0])
+        try:
+            for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
+                then = self._chunks.cache(following) if following is not None else None
+                if then is not None and following is not None:
+                    soon = np.flatnonzero(np.isin(following, early)).tolist()
+                    then.expect(soon)
+                    self._ahead.expect_later((then, i, int(self._ids[following[i]]), variants) for i in soon)
+                self._run_chunk(lanes, chunk, cache)
+                cache = then
+        finally:
+            self._ahead.stop()
+            self._ahead = None
 
-    def _run_chunk(self, lanes: Sequence[_Lane], chunk: npt.NDArray[np.int64]) -> None:
+    def _run_chunk(self, lanes: Sequence[_Lane], chunk: npt.NDArray[np.int64], cache: DecodedCache | None) -> None:
         in_chunk = np.zeros(len(self.view), bool)
         in_chunk[chunk] = True
-        needs_media = any(b.step.media for b in self.steps)
-        cache = self._cache(chunk) if needs_media else None
         position_of = {int(r): i for i, r in enumerate(chunk)}
         for before, mine in lanes:
             state = before.copy()
@@ -287,6 +297,7 @@ class _ShardJob:
                 take_failed(self.view, bound, state, rows)
         if cache is not None:
             self.reads += cache.reads
+            self.decodes += cache.decodes
 
     def _needed(self, bound: BoundStep, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of these rows to compute: no row twice, for it would have been judged by a value it no longer has.
@@ -297,10 +308,6 @@ class _ShardJob:
         needed = rows[(codes == NOT_COVERED if bound.is_repeat else codes > PERMANENT) & ~tried[rows]]
         tried[needed] = True
         return needed
-
-    def _cache(self, chunk: npt.NDArray[np.int64]) -> DecodedCache:
-        table = self.view.base(IMAGE_COLUMNS).take(pa.array(chunk))
-        return DecodedCache(table, self._reader.read, self.context.threads, self._reader.expect)
 
     def _run_stage(
         self,
@@ -322,11 +329,15 @@ class _ShardJob:
         journal = self._journals[bound.set_name]
         rows = self._without_given_up(rows[ready], journal, buffer)
         size = bound.resolved.batch_shape or ROWS_PER_CALL
+        if self._ahead is not None and cache is not None:
+            self._expect(bound, rows, cache, [position_of[int(r)] for r in rows])
         for first in range(0, len(rows), size):
             some = rows[first : first + size]
             batch = Batch(self.view.gather(bound.step.inputs, some), cache, [position_of[int(r)] for r in some])
-            stage, tracker = _opened(bound, journal)
+            stage, tracker = opened(bound, journal)
             tracker.has_succeeded |= bound.set_name in self.proven
+            if self._ahead is not None:
+                self._ahead.go_on(len(some), bound.step.name)
             journal.begin(self._ids[some].tolist(), bound.step.name)
             results = compute_rows(stage, contract, batch, tracker)
             journal.end()
@@ -337,6 +348,21 @@ class _ShardJob:
             work.opened += tracker.opened
             tracker.opened = 0
         work.seconds += time.perf_counter() - began
+
+    def _expect(
+        self, bound: BoundStep, rows: npt.NDArray[np.int64], cache: DecodedCache, positions: Sequence[int]
+    ) -> None:
+        """Tell the threads beside the model what the step will ask of the chunk's pictures."""
+        assert self._ahead is not None
+        assert bound.step.contract is not None
+        variants = bound.step.contract.pixels
+        masks = {p.masked for p in variants}
+        inputs = [i for i in bound.step.inputs if i.visible in masks]
+        if inputs and len(rows):
+            boxes = Batch(self.view.gather(inputs, rows), cache, positions)
+            for pixels in variants:
+                boxes.know_boxes(pixels)
+        self._ahead.expect((cache, i, int(r), variants) for i, r in zip(positions, self._ids[rows], strict=True))
 
     def _without_given_up(
         self, rows: npt.NDArray[np.int64], journal: Journal, buffer: ColumnBuffer
@@ -357,35 +383,6 @@ class _ShardJob:
                 )
                 self.known[name] = self.files[name]
                 buffer.changed, buffer.committed = False, True
-
-
-_open_stages: dict[str, tuple[Stage[Any], StepTracker]] = {}
-
-
-def _opened(bound: BoundStep, journal: Journal) -> tuple[Stage[Any], StepTracker]:
-    """The stage of a column set, opened once per worker process."""
-    if bound.set_name not in _open_stages:
-        operator = bound.step.operator
-        assert operator is not None
-        assert issubclass(operator, Stage)
-        stage = operator(bound.step.options)
-        stage.batch_shape = bound.resolved.batch_shape
-        stage.precision = bound.resolved.precision
-        journal.opening(bound.step.name)
-        try:
-            stage.open(bound.resolved.device)
-        except Exception as error:  # noqa: BLE001  raised again, as whose it is
-            raise_not_opened(bound.step.name, error)
-        tracker = StepTracker(bound.step.name, opened=1)
-        _open_stages[bound.set_name] = (stage, tracker)
-    return _open_stages[bound.set_name]
-
-
-def close_stages() -> None:
-    """Let go of every stage this process has open."""
-    while _open_stages:
-        _, (stage, _tracker) = _open_stages.popitem()
-        stage.close()
 
 
 def journal_folder(dataset_id: str) -> Path:

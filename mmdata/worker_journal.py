@@ -26,11 +26,13 @@ class Journal:
 
     `suspects` are rows that were in a batch when a worker died; `deaths` counts workers lost while a row was alone.
     `run` is the run that starts and stops the workers, empty where the worker is the user's own process: what another
-    run's workers were doing at their end charges nobody, for that run may have stopped them itself.
+    run's workers were doing at their end charges nobody, for that run may have stopped them itself. Where it notes
+    what is done beside other work, `is_alone` is false: one row in it is a suspect, but was not alone.
     """
 
-    def __init__(self, path: Path, run: str = "") -> None:
+    def __init__(self, path: Path, run: str = "", is_alone: bool = True) -> None:
         self._path = path
+        self._is_alone = is_alone
         self._run = run
         self._running: list[int] = []
         self._lost_in_a_row = 0
@@ -57,7 +59,7 @@ class Journal:
             self._openings = openings
             self._lost_in_a_row = lost + 1 if running else lost
             self.suspects = sorted({*suspects, *running})
-            if len(running) == 1:
+            if len(running) == 1 and self._is_alone:
                 self.deaths[running[0]] = self.deaths.get(running[0], 0) + 1
         self._save()
 

@@ -8,6 +8,7 @@ subset file.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from nltk_wordnet import reader
 from stamps import STAMPS, stamp_pairs
 
 import mmdata
@@ -187,6 +189,25 @@ def test_laion2b(metadata: Path, folder: Path, pool: pd.DataFrame):
     # fastText, asked directly, takes an empty line for English. They ask CLD3 here, which does not, nor do we.
     english = np.array([bool(t.strip()) and is_english(t) for t in pool["text"]])
     expected = theirs(pool, english & (pool["clip_b32_similarity_score"].to_numpy() >= 0.28))
+    np.testing.assert_array_equal(mine, expected)
+
+
+def test_text_based(metadata: Path, folder: Path, pool: pd.DataFrame):
+    """Their loop over words, with NLTK's own reader and the list they read."""
+    mine = subset_of(metadata, folder, "text", steps_of("datacomp_text"))
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    listed = (Path(spec.origin).parent / "data/_info/imagenet21k_goog_synsets.txt").read_text().split()
+    numbers = {int(line[1:]) for line in listed}
+
+    @cache
+    def named(text: str) -> bool:
+        senses = (reader().synsets(word) for word in text.split())
+        return any(found[0].offset() in numbers for found in senses if found)
+
+    expected = theirs(pool, np.array([is_english(t) and named(t) for t in pool["text"]]))
+    assert 5_000 < len(expected) < 60_000
     np.testing.assert_array_equal(mine, expected)
 
 

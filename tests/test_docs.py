@@ -24,6 +24,12 @@ PAGES = [
     "docs/download.md",
     "docs/export.md",
     "docs/duplicates.md",
+    "docs/curating.md",
+    "docs/detecting.md",
+    "docs/captions.md",
+    "docs/clip.md",
+    "docs/balancing.md",
+    "docs/classifiers.md",
     "docs/sources.md",
     "docs/selections.md",
     "docs/retrying.md",
@@ -67,7 +73,9 @@ def test_the_python_of_a_page_runs(page: str, demo: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["docs/duplicates.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/duplicates.md", "docs/captions.md", "docs/clip.md", "docs/balancing.md", "docs/detecting.md"]
+)
 def test_the_steps_of_a_page_are_proved(page: str) -> None:
     from mmdata.plan import plan_recipe
     from mmdata.recipe import parse

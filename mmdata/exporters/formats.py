@@ -49,6 +49,15 @@ def prove_export(options: ExportOptions, schema: pa.Schema, dataset: str) -> Non
     if not options.mix:
         export_columns(schema, options.columns)
         boxes_type(schema, options.blur)
+        _require_whole_numbers(schema, options.repeat)
+
+
+def _require_whole_numbers(schema: pa.Schema, name: str | None) -> None:
+    if name is not None and name not in schema.names:
+        raise RecipeError(f"export.repeat: the dataset has no column {name!r}{nearest(name, schema.names)}")
+    if name is not None and not pa.types.is_integer(schema.field(name).type):
+        kind = schema.field(name).type
+        raise RecipeError(f"export.repeat: the column {name!r} is {kind}; expected whole numbers, how often each row")
 
 
 def boxes_type(schema: pa.Schema, name: str | None) -> pa.DataType | None:

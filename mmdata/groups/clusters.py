@@ -1,18 +1,67 @@
-"""The columns that every duplicate group writes, made from each row's first row: one of its own, or an older one."""
+"""What every duplicate group shares: the options that say which row of a cluster stays, and the columns it writes.
+
+The columns are made from each row's first row: one of its own, or an older one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ConfigDict, Field, model_validator
 
-from mmdata.stage import OlderRows
+from mmdata.stage import OlderRows, Options, OrderBy
 
-__all__ = ["cluster_columns", "cluster_schema", "older_columns"]
+__all__ = ["VisitOrder", "cluster_columns", "cluster_remark", "cluster_schema", "older_columns"]
 
 Positions = npt.NDArray[np.int64]
+
+# Of the picture as fetched: an ingest that resizes makes the stored sides alike.
+_LARGEST = "coalesce(original_width_px, width_px) * coalesce(original_height_px, height_px) desc"
+_KEEP = "`largest`, `first` or `{best: <column>}`"
+
+
+class VisitOrder(Options):
+    """Options of a group that keeps one row of a cluster: which comes first.
+
+    `keep` is short for one term of `prefer`, and is that term once read: the same rows, the same identity. A group
+    that knows further values of `keep` lists them as `own_orders`; the first of them is what None means.
+    """
+
+    own_orders: ClassVar[tuple[str, ...]] = ()
+
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["keep", "prefer"]}})
+
+    keep: Literal["largest", "first"] | dict[Literal["best"], str] | None = Field(
+        None,
+        description="short for prefer: largest (picture, in px), first (row), or {best: column} (the highest value)",
+    )
+    prefer: list[OrderBy] = Field([], description="SQL ordering terms: rows are visited in this order, ties by row_id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_as_order(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("keep") is None:
+            return given
+        rest = {name: value for name, value in given.items() if name != "keep"}
+        if rest.get("prefer"):
+            raise ValueError("keep and prefer both say which row stays; give one of them")
+        keep = given["keep"]
+        if keep in cls.own_orders:
+            return given if cls.own_orders.index(keep) else rest
+        if keep == "first":
+            return rest
+        if keep == "largest":
+            return {**rest, "prefer": [_LARGEST]}
+        best = keep.get("best") if isinstance(keep, Mapping) and len(keep) == 1 else None
+        if not isinstance(best, str) or not best:
+            raise ValueError(f"keep: expected {_KEEP}")
+        quoted = best.replace('"', '""')
+        return {**rest, "prefer": [f'"{quoted}" desc']}
+
 
 _WRITES = "{0}_id: int64, {0}_rank: int32, {0}_count: int64, {0}_of: string"
 
@@ -36,6 +85,18 @@ def cluster_columns(label: str, table: pa.Table, first: Positions) -> dict[str, 
         f"{label}_count": sizes,
         f"{label}_of": table.column("key").take(at),
     }
+
+
+def cluster_remark(label: str, columns: Mapping[str, Any]) -> str:
+    """`812,004 clusters, the largest of 10,021 rows (first: 00012)`, of `cluster_columns` or `older_columns`."""
+    counts, ranks = np.asarray(columns[f"{label}_count"]), np.asarray(columns[f"{label}_rank"])
+    if not len(counts):
+        return "no rows"
+    # A cluster of n rows has one of rank n, also where its first row is an older one.
+    clusters = int((ranks == counts).sum())
+    largest = int(np.argmax(counts))
+    first = columns[f"{label}_of"][largest]
+    return f"{clusters:,} clusters, the largest of {int(counts[largest]):,} rows (first: {first})"
 
 
 def older_columns(label: str, table: pa.Table, first: Positions, place: Positions, older: OlderRows) -> dict[str, Any]:

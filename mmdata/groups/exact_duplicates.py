@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from mmdata.errors import RecipeError
-from mmdata.groups.clusters import cluster_columns, cluster_schema, older_columns
+from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema, older_columns
 from mmdata.stage import (
     ColumnName,
     Columns,
@@ -17,19 +17,16 @@ from mmdata.stage import (
     DatasetPath,
     Group,
     OlderRows,
-    Options,
-    OrderBy,
     parse_schema,
 )
 
 __all__ = ["ExactDuplicates", "ExactDuplicatesOptions"]
 
 
-class ExactDuplicatesOptions(Options):
+class ExactDuplicatesOptions(VisitOrder):
     """What makes two rows the same, and which of them comes first."""
 
     of: list[ColumnName] = Field(["sha256"], min_length=1, description="columns that must all be equal")
-    prefer: list[OrderBy] = Field([], description="SQL ordering terms: the first row of a cluster has rank 1")
     against: list[DatasetPath] = Field(
         [], description="older dataset folders (`pets`, or `pets#strict` for a selection): their kept rows come first"
     )
@@ -66,7 +63,9 @@ class ExactDuplicates(Group[ExactDuplicatesOptions]):
 
     def compute(self, rows: pa.Table) -> Columns:
         """One cluster per distinct value; RecipeError for a column whose type has no equality (lists)."""
-        return cluster_columns(self.label, rows, self._first(rows))
+        columns = cluster_columns(self.label, rows, self._first(rows))
+        self.remark = cluster_remark(self.label, columns)
+        return columns
 
     def compute_against(self, rows: pa.Table, older: OlderRows) -> Columns:
         """As `compute`; of the older rows only those are held whose every value occurs here."""
@@ -84,7 +83,9 @@ class ExactDuplicates(Group[ExactDuplicatesOptions]):
         is_older = first < len(theirs)
         places = np.full(len(rows), -1)
         places[is_older] = theirs.column("place").to_numpy()[first[is_older]]
-        return older_columns(self.label, rows, np.maximum(first - len(theirs), 0), places, older)
+        columns = older_columns(self.label, rows, np.maximum(first - len(theirs), 0), places, older)
+        self.remark = cluster_remark(self.label, columns)
+        return columns
 
     def _first(self, rows: pa.Table) -> npt.NDArray[np.int64]:
         """Per row the position of the first row that is equal to it, its own when a value is NULL."""

@@ -11,8 +11,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.errors import RecipeError
-from mmdata.groups.clusters import cluster_columns, cluster_schema, older_columns
+from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema, older_columns
 from mmdata.groups.hamming import close_between, component_clusters, distinct_in_order, roots, star_clusters, unite
+from mmdata.groups.near_pairs import LONG_RUN, Skew
 from mmdata.stage import (
     ColumnName,
     Columns,
@@ -20,8 +21,6 @@ from mmdata.stage import (
     DatasetPath,
     Group,
     OlderRows,
-    Options,
-    OrderBy,
     parse_schema,
 )
 
@@ -32,7 +31,7 @@ Positions = npt.NDArray[np.int64]
 _FAR = np.iinfo(np.int64).max
 
 
-class NearDuplicatesOptions(Options):
+class NearDuplicatesOptions(VisitOrder):
     """What is compared, how far apart it may be, and which row comes first."""
 
     of: ColumnName = Field("phash", description="column of 64-bit hashes, such as hash_image makes")
@@ -40,7 +39,6 @@ class NearDuplicatesOptions(Options):
     link: Literal["star", "component"] = Field(
         "star", description="star: all within max_distance of the first row; component: whatever a chain of rows links"
     )
-    prefer: list[OrderBy] = Field([], description="SQL ordering terms: rows are visited in this order, ties by row_id")
     against: list[DatasetPath] = Field(
         [], description="older dataset folders (`pets`, or `pets#strict` for a selection): their kept rows come first"
     )
@@ -68,13 +66,17 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
 
     Flat pictures of any colour have one and the same pHash, and count as duplicates. Cost grows with the number of
     distinct hashes, mildly up to a distance of about 6, more steeply beyond, and for `component` with the pairs that
-    lie close. About 60 bytes a row and at most 3 GB for its index.
-    Source: candidate pairs by the block-permutation index of Manku, Jain and Das Sarma 2007; see `hamming`.
+    lie close; it uses up to eight cores. About 100 bytes a row, 200 MB a core and at most 1 GB of close pairs.
+    Source: candidate pairs by the block-permutation index of Manku, Jain and Das Sarma 2007; see `near_pairs`.
     """
 
     name = "near_duplicates"
     version = 1
     label = "near_duplicates"
+
+    def __init__(self, options: NearDuplicatesOptions) -> None:
+        super().__init__(options)
+        self._skew = Skew()
 
     @classmethod
     def contract(cls, options: NearDuplicatesOptions) -> Contract:
@@ -95,11 +97,21 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         first[present] = present[self._clusters(hashes[present])]
         distance = np.bitwise_count(hashes ^ hashes[first]).astype(np.int32)
         columns = cluster_columns(self.label, rows, first)
+        self.remark = self._remark(columns)
         return {**columns, f"{self.label}_distance": distance}
 
     def _clusters(self, hashes: Hashes) -> Positions:
         cluster = star_clusters if self.options.link == "star" else component_clusters
-        return cluster(hashes, self.options.max_distance)
+        return cluster(hashes, self.options.max_distance, self._skew)
+
+    def _remark(self, columns: Columns) -> str:
+        text = cluster_remark(self.label, columns)
+        if self._skew.long_runs:
+            text += (
+                f"; the hashes are uneven: {self._skew.long_runs:,} times more than {LONG_RUN:,} of them, at most "
+                f"{self._skew.longest:,}, agree in the bits of one sort (all were compared)"
+            )
+        return text
 
     def compute_against(self, rows: pa.Table, older: OlderRows) -> Columns:
         """As `compute`; the older rows are looked at a part at a time."""
@@ -117,6 +129,7 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         ends = hashes.copy()
         ends[present] = np.where(place >= 0, their_hash, distinct[centre])[which]
         columns = older_columns(self.label, rows, first, places, older)
+        self.remark = self._remark(columns)
         return {**columns, f"{self.label}_distance": np.bitwise_count(hashes ^ ends).astype(np.int32)}
 
     def _star(self, distinct: Hashes, older: OlderRows) -> tuple[Positions, Positions, Hashes]:
@@ -125,7 +138,7 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         for theirs, part_places in _parts(older, self.options.of):
             left = np.flatnonzero(place < 0)
             nearest = np.full(len(left), _FAR)
-            for i, j in close_between(theirs, distinct[left], self.options.max_distance):
+            for i, j in close_between(theirs, distinct[left], self.options.max_distance, self._skew):
                 np.minimum.at(nearest, j, i)
             found = nearest < _FAR
             place[left[found]] = part_places[nearest[found]]
@@ -141,7 +154,7 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         place, their_hash = np.full(len(distinct), _FAR), np.zeros(len(distinct), np.uint64)
         for theirs, part_places in _parts(older, self.options.of):
             linked = np.full(len(theirs), -1)  # per older row, a hash of this dataset close to it
-            for i, j in close_between(theirs, distinct, self.options.max_distance):
+            for i, j in close_between(theirs, distinct, self.options.max_distance, self._skew):
                 some, at = np.unique(i, return_index=True)
                 new = linked[some] < 0
                 linked[some[new]] = j[at[new]]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,15 +22,28 @@ from mmdata.batch import pad_rows
 from mmdata.errors import MissingExtra, RecipeError
 from mmdata.stage import Pixels, Weights
 
-__all__ = ["LOCAL_FOLDER", "ClipModel", "Precision", "bring_weights", "embedding_size", "image_size", "weights_of"]
+__all__ = [
+    "LOCAL_FOLDER",
+    "ClipModel",
+    "Precision",
+    "bring_weights",
+    "embedding_size",
+    "image_size",
+    "prompt_embeddings",
+    "weights_of",
+]
 
 Floats = npt.NDArray[np.float32]
+Pictures = Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 LOCAL_FOLDER = "local-dir:"  # open_clip's own prefix for a folder that holds open_clip_config.json and a checkpoint
 _CONFIG = "open_clip_config.json"
 _CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 _FITS = {"shortest": "center_crop", "squash": "stretch"}
+_CONTEXT = 77  # tokens
+_LOOKED_AT = 40  # characters of a text for each token of the context; what is beyond them is not tokenized
+_WORDS = 500_000  # kept by a tokenizer, some 100 MB
 _INSTALL = "pip install 'mmdata[clip]'"
 
 
@@ -44,7 +58,7 @@ def image_size(model: str) -> int | None:
     size = config.get("vision_cfg", {}).get("image_size", 224)
     sides = set(size) if isinstance(size, list) else {size}
     if len(sides) != 1:
-        raise RecipeError(f"score_clip: model {model} sees pictures of {size} px, and only square ones are supported")
+        raise RecipeError(f"CLIP: model {model} sees pictures of {size} px, and only square ones are supported")
     return int(sides.pop())
 
 
@@ -57,7 +71,7 @@ def embedding_size(model: str) -> int | None:
 def _model_config(model: str) -> dict[str, Any] | None:
     if model.startswith(LOCAL_FOLDER):
         path = Path(model.removeprefix(LOCAL_FOLDER)) / _CONFIG
-        return dict(_read_config(path, f"score_clip: model {model} needs the file {path}").get("model_cfg", {}))
+        return dict(_read_config(path, f"CLIP: model {model} needs the file {path}").get("model_cfg", {}))
     # Finding the package runs none of its code; its configurations are files beside it.
     found = find_spec("open_clip")
     if found is None or found.origin is None:
@@ -67,10 +81,10 @@ def _model_config(model: str) -> dict[str, Any] | None:
     known = sorted(p.stem for p in folder.glob("*.json"))
     if path.stem not in known:
         raise RecipeError(
-            f"score_clip: open_clip has no model {model!r}; {_near(path.stem, known)}; a model of your own is a folder "
+            f"CLIP: open_clip has no model {model!r}; {_near(path.stem, known)}; a model of your own is a folder "
             f"with {_CONFIG} and a checkpoint, written {LOCAL_FOLDER}PATH"
         )
-    return _read_config(path, f"score_clip: {path.name} of open_clip")
+    return _read_config(path, f"CLIP: {path.name} of open_clip")
 
 
 def _near(word: str, known: Sequence[str]) -> str:
@@ -101,7 +115,7 @@ def weights_of(model: str, pretrained: str) -> tuple[Weights, ...]:
         found = [p for p in sorted(folder.iterdir()) if p.suffix in _CHECKPOINTS]
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
-            raise RecipeError(f"score_clip: {folder} must hold exactly one checkpoint, but holds {names}")
+            raise RecipeError(f"CLIP: {folder} must hold exactly one checkpoint, but holds {names}")
         return _local("config", folder / _CONFIG), _local("clip", found[0])
     if _is_path(pretrained):
         return (_local("clip", Path(pretrained)),)
@@ -115,7 +129,7 @@ def _is_path(pretrained: str) -> bool:
 
 def _local(name: str, path: Path) -> Weights:
     if not path.is_file():
-        raise RecipeError(f"score_clip: there is no file {path}; give an open_clip tag or the path of a checkpoint")
+        raise RecipeError(f"CLIP: there is no file {path}; give an open_clip tag or the path of a checkpoint")
     return Weights(name, path=str(path), size_bytes=path.stat().st_size)
 
 
@@ -140,7 +154,7 @@ def _checkpoint(model: str, pretrained: str) -> str:
     config = open_clip.get_pretrained_cfg(name, pretrained)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise RecipeError(f"score_clip: model {model} has no weights called {pretrained!r}; open_clip knows: {tags}")
+        raise RecipeError(f"CLIP: model {model} has no weights called {pretrained!r}; open_clip knows: {tags}")
     _require_same_activation(name, pretrained, config)
     try:
         return str(open_clip.download_pretrained(config))
@@ -148,7 +162,7 @@ def _checkpoint(model: str, pretrained: str) -> str:
         command = f"python -c \"import open_clip; open_clip.create_model('{name}', pretrained='{pretrained}')\""
         detail = " ".join(str(error).split())[:200]
         raise MissingExtra(
-            f"score_clip: the weights {pretrained} of {model} are not here and cannot be downloaded ({detail}); where "
+            f"CLIP: the weights {pretrained} of {model} are not here and cannot be downloaded ({detail}); where "
             f"there is a network, type: {command}, or give the path of a checkpoint as `pretrained`"
         ) from None
 
@@ -164,7 +178,7 @@ def _require_same_activation(model: str, pretrained: str, config: dict[str, Any]
     other = f"{model}-quickgelu"
     if config.get("quick_gelu", False) and not has and other in open_clip.list_models():
         raise RecipeError(
-            f"score_clip: the weights {pretrained} were trained with QuickGELU, which {model} does not have; "
+            f"CLIP: the weights {pretrained} were trained with QuickGELU, which {model} does not have; "
             f"set model: {other}"
         )
 
@@ -184,6 +198,8 @@ class ClipModel:
         self._rows, self._device = rows, device
         self._model = _load(model, pretrained, precision, device).eval()
         self._tokenizer = open_clip.get_tokenizer(model)
+        self._first_words = dict(getattr(self._tokenizer, "cache", {}))
+        self._longest = _LOOKED_AT * int(getattr(self._tokenizer, "context_length", None) or _CONTEXT)
         preprocess = open_clip.get_model_preprocess_cfg(self._model)
         _require_same_pictures(model, preprocess, pixels)
         # float32 as torchvision's ToTensor and Normalize compute: x / 255, then (x - mean) / std.
@@ -191,45 +207,98 @@ class ClipModel:
         self._mean = torch.tensor(preprocess["mean"], device=device).reshape(shape)
         self._std = torch.tensor(preprocess["std"], device=device).reshape(shape)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        self._is_far = device != "cpu"
+        if self._is_far:
+            self._model = self._model.to(memory_format=torch.channels_last)
+        side = pixels.size or 0
+        # A batch as bytes, a quarter of what it is as floats; from pinned memory it crosses to the device while this
+        # process goes on to the texts.
+        self._buffer = torch.zeros((rows, side, side, 3), dtype=torch.uint8, pin_memory=self._is_far)
         if precision == "fp32":
             # The short cut of newer GPUs keeps 10 bits of a float's 23.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
 
-    def images(self, pictures: npt.NDArray[np.uint8]) -> Floats:
-        """(N, S, S, 3) uint8 RGB → (N, D) float32 of length 1."""
-        import torch
+    def both(self, pictures: Pictures, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        """What `images` and `texts` give; texts are tokenised while the device works on the pictures."""
+        images = self._launch_images(pictures)
+        words = self._launch_texts(texts)
+        return _gathered(images), _gathered(words)
 
-        def encode(some: npt.NDArray[np.uint8]) -> Any:
-            planes = torch.from_numpy(np.array(some)).to(self._device).permute(0, 3, 1, 2).contiguous()
-            normalised = (planes.float() / 255 - self._mean) / self._std
-            return self._model.encode_image(normalised.to(self._dtype))
-
-        return self._in_batches(pictures, encode)
+    def images(self, pictures: Pictures) -> Floats:
+        """N pictures, (S, S, 3) uint8 RGB each → (N, D) float32 of length 1."""
+        return _gathered(self._launch_images(pictures))
 
     def texts(self, texts: Sequence[str]) -> Floats:
-        """(N, D) float32 of length 1; a text is cut where the model's context ends."""
-        import torch
+        """(N, D) float32 of length 1; a text is cut at the context, and before that at 40 characters for each token."""
+        return _gathered(self._launch_texts(texts))
 
-        tokens = self._tokenizer(list(texts)).numpy() if texts else np.zeros((0, 1), np.int64)
-        return self._in_batches(tokens, lambda some: self._model.encode_text(torch.from_numpy(some).to(self._device)))
-
-    def warm_up(self, size: int) -> None:
+    def warm_up(self) -> None:
         """One full batch through each encoder: what does not fit in memory fails here."""
-        self.images(np.zeros((self._rows, size, size, 3), np.uint8))
-        self.texts([""] * self._rows)
+        self.both(np.zeros(self._buffer.shape, np.uint8), [""] * self._rows)
 
-    def _in_batches(self, inputs: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], Any]) -> Floats:
+    def _launch_images(self, pictures: Pictures) -> list[Any]:
+        """Unit vectors on the device, a tensor a batch; it may still be at work on them."""
         import torch
 
         found = []
-        for first in range(0, len(inputs), self._rows):
-            some = inputs[first : first + self._rows]
+        held = self._buffer.numpy()
+        for first in range(0, len(pictures), self._rows):
+            some = pictures[first : first + self._rows]
+            if first and self._is_far:
+                torch.cuda.synchronize()  # the buffer may not have left yet
+            np.stack(list(some), out=held[: len(some)])
+            held[len(some) :] = 0
             with torch.inference_mode():
-                features = encode(pad_rows(some, self._rows)).float()
-                unit = torch.nn.functional.normalize(features, dim=-1)
-            found.append(unit.cpu().numpy()[: len(some)])
-        return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+                planes = self._buffer.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+                # On a device channels stay last, as its convolutions want them.
+                planes = planes.float() if self._is_far else planes.contiguous().float()
+                normalised = ((planes / 255 - self._mean) / self._std).to(self._dtype)
+                found.append(_unit(self._model.encode_image(normalised))[: len(some)])
+        return found
+
+    def _launch_texts(self, texts: Sequence[str]) -> list[Any]:
+        import torch
+
+        found = []
+        for first in range(0, len(texts), self._rows):
+            some = [text[: self._longest] for text in texts[first : first + self._rows]]
+            tokens = torch.from_numpy(pad_rows(self._tokenizer(some).numpy(), self._rows))
+            self._forget_words()
+            with torch.inference_mode():
+                found.append(_unit(self._model.encode_text(tokens.to(self._device)))[: len(some)])
+        return found
+
+    def _forget_words(self) -> None:
+        """open_clip's tokenizer remembers every word it has met, and captions have no end of them."""
+        if len(getattr(self._tokenizer, "cache", ())) > _WORDS:
+            self._tokenizer.cache = dict(self._first_words)
+
+
+def _unit(features: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def _gathered(launched: Sequence[Any]) -> Floats:
+    return np.concatenate([t.cpu().numpy() for t in launched]) if launched else np.empty((0, 1), np.float32)
+
+
+def prompt_embeddings(model: str, pretrained: str, prompts: Sequence[str]) -> Floats:
+    """(N, D) float32 of length 1, in float32 on the CPU: for few prompts, compared with embeddings made before.
+
+    Only the text encoder is run, and the model is let go afterwards.
+    """
+    import open_clip
+    import torch
+
+    loaded = _load(model, pretrained, "fp32", "cpu").eval()
+    del loaded.visual
+    tokens = open_clip.get_tokenizer(model)(list(prompts))
+    with torch.inference_mode():
+        found: Floats = torch.nn.functional.normalize(loaded.encode_text(tokens).float(), dim=-1).numpy()
+    return found
 
 
 def _load(model: str, pretrained: str, precision: Precision, device: str) -> Any:
@@ -249,7 +318,7 @@ def _load(model: str, pretrained: str, precision: Precision, device: str) -> Any
     except (RuntimeError, KeyError, ValueError, OSError, UnpicklingError) as error:
         detail = " ".join(str(error).split())[:300]
         raise RecipeError(
-            f"score_clip: the checkpoint {pretrained if given else model} is not one of tensors for this architecture "
+            f"CLIP: the checkpoint {pretrained if given else model} is not one of tensors for this architecture "
             f"({detail}); check `model` and `pretrained`"
         ) from None
 
@@ -260,12 +329,12 @@ def _require_same_pictures(model: str, preprocess: dict[str, Any], pixels: Pixel
     fit = _FITS.get(preprocess["resize_mode"])
     if fit is None:
         raise RecipeError(
-            f"score_clip: model {model} was trained on pictures resized by {preprocess['resize_mode']!r}, which is not "
+            f"CLIP: model {model} was trained on pictures resized by {preprocess['resize_mode']!r}, which is not "
             f"supported; choose another model"
         )
     wanted = Pixels(side, fit, preprocess["interpolation"])  # type: ignore[arg-type]
-    if wanted != pixels:
+    if wanted != replace(pixels, flipped=False, masked=None):
         raise RecipeError(
-            f"score_clip: model {model} was trained on other pictures than the options say; set image_size: {side}, "
+            f"CLIP: model {model} was trained on other pictures than the options say; set image_size: {side}, "
             f"fit: {fit}, resample: {wanted.resample}"
         )

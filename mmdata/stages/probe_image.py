@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import cv2
 import numpy as np
-import numpy.typing as npt
 
 from mmdata.batch import Batch
+from mmdata.media import looks
+from mmdata.media.picture import Picture
 from mmdata.stage import Columns, NoOptions, Pixels, Stage
 
 __all__ = ["ProbeImage"]
@@ -56,27 +54,7 @@ def _aspect_ratio(original: tuple[int | None, int | None], stored: tuple[int, ..
     return max(width, height) / min(width, height)
 
 
-def _look(picture: npt.NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    shares = np.bincount(luma.ravel(), minlength=256) / luma.size
-    found = shares[shares > 0]
-    entropy = max(0.0, float(-(found * np.log2(found)).sum()))
-    brightness = float(np.arange(256) @ shares) / 255
-    laplacian = _moments(cv2.Laplacian(luma, cv2.CV_16S))
-    return brightness, entropy, laplacian[1], _colourfulness(picture)
-
-
-def _colourfulness(picture: npt.NDArray[np.uint8]) -> float:
-    red, green, blue = (channel.astype(np.int16) for channel in cv2.split(picture))
-    mean_rg, variance_rg = _moments(red - green)
-    # Twice yb stays a whole number; the factor comes out again below.
-    mean_yb, variance_yb = _moments(red + green - 2 * blue)
-    spread = variance_rg + variance_yb / 4
-    offset = mean_rg**2 + mean_yb**2 / 4
-    return float(np.sqrt(spread) + 0.3 * np.sqrt(offset))
-
-
-def _moments(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Mean and variance, by OpenCV: one pass, no copy in floats."""
-    mean, deviation = cv2.meanStdDev(values)
-    return float(mean[0, 0]), float(deviation[0, 0]) ** 2
+def _look(picture: Picture) -> tuple[float, float, float, float]:
+    grey = looks.luma(picture)
+    tones = looks.tones(grey)
+    return tones.brightness, tones.entropy, looks.sharpness(grey), looks.colourfulness(picture)

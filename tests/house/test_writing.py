@@ -40,10 +40,14 @@ WRITERS = {
     "answers": "the answer of `mmdata sql`, to standard output",
     "sample": "a temporary dataset's list, in scratch",
     "fetched_before": "node scratch: the indexes of fetch.skip_existing",
+    "groups.rare_ngrams": "scratch: n-grams on their way to being counted",
+    "groups.minhash_duplicates": "scratch: band keys, signatures and shingles of rows that are compared",
     "joins.keys": "scratch: keys on their way to being sorted",
     "joins.arrays": "scratch: arrays that cannot be mapped from where they lie",
     "clean": "removes stale scratch; in the dataset it asks Store",
     "cli": "the picture that `mmdata show --svg FILE` asks for, where the user says",
+    "models.english": "nowhere: spaCy's `pipe` is fsspec's name for a write",
+    "models.weight_files": "the cache of weights that recipes name by URL",
     "demo": "the demo's own folder, around its dataset",
 }
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,12 +30,23 @@ from mmdata.recipe import load
 
 NAMES = [
     "adopt-webdataset",
-    "coyo",
+    "align",
+    "cc12m",
+    "cc3m",
+    "coyo700m",
     "datacomp_basic",
     "datacomp_clip",
+    "datacomp_image",
+    "datacomp_image_clip",
     "datacomp_laion2b",
+    "datacomp_text",
+    "dfn",
     "image-text-offline",
-    "laion-2b-en",
+    "laion400m",
+    "laion5b",
+    "metaclip",
+    "semdedup",
+    "tmars",
 ]
 HOUSE = "an old house by the river"
 
@@ -99,6 +111,11 @@ def any_pairs() -> list[Row]:
     ]
 
 
+def scored(rule: str) -> list[Row]:
+    """T-MARS and DFN: nothing but one score counts; test_tmars.py has the half that goes."""
+    return [Row(r.caption, r.picture, r.reason and r.reason.replace("aligned", rule)) for r in any_pairs()]
+
+
 def english() -> list[Row]:
     """DataComp's laion2b: English, and the score."""
     return [
@@ -109,17 +126,61 @@ def english() -> list[Row]:
     ]
 
 
-def laion() -> list[Row]:
-    """LAION-2B-en: >= 5 characters, >= 5 KB, English, each URL once."""
+def named() -> list[Row]:
+    """DataComp's text_based: English, and a word whose first synset is a class of ImageNet-21k (dog n02084071)."""
+    return [
+        Row("this is a dog", speckled(100, 500)),
+        Row("this is a dog, isn't it", speckled(300, 301), "names_a_class"),  # `dog,` is no word of WordNet's
+        Row("What are they thinking of?", speckled(300, 302), "names_a_class"),
+        Row("ein Bus steht vor dem Haus", speckled(300, 303), "english"),  # bus n02924116
+        Row(None, speckled(300, 304), "english:null"),
+    ]
+
+
+def metaclip() -> list[Row]:
+    """MetaCLIP: an entry of WordNet's names in the caption, safe, each file once; t is far away."""
+    twice = coffee(300, 310)
+    return [
+        Row("look: dog!", speckled(300, 300)),
+        Row("Dogs and CATS", speckled(300, 301), "matched"),  # no entry is in capitals, nor in the plural
+        Row("dog-cat", speckled(300, 302), "matched"),
+        Row("", speckled(300, 303), "matched"),
+        Row(None, speckled(300, 304), "matched:null"),
+        Row("coffee", twice),
+        Row("coffee cup", twice, "unique"),
+        Row("ice cream", coffee(300, 311)),
+    ]
+
+
+def laion400m() -> list[Row]:
+    """LAION-400M: >= 5 characters, >= 5 KB, each pair of URL and caption once; the scores pass."""
     twice = speckled(300, 306)
     return [
         Row("I see", speckled(100, 300)),  # 5 characters; no rule on size or shape
         Row("I am", speckled(300, 301), "long_enough"),  # 4
         Row(HOUSE, of_bytes(5120, 1)),
         Row(HOUSE, of_bytes(5119, 2), "heavy_enough"),
-        Row("ein altes Haus steht am Fluss", speckled(300, 303), "english"),
+        Row("ein altes Haus steht am Fluss", speckled(300, 303)),
+        Row("one caption of the picture", twice),
+        Row("another caption of the picture", twice),
+        Row("one caption of the picture", twice, "unique"),
+        Row(None, speckled(300, 307), "long_enough:null"),
+    ]
+
+
+def laion5b() -> list[Row]:
+    """LAION-5B: >= 5 characters, >= 5 KB, each URL once, any language; the scores pass."""
+    twice = speckled(300, 306)
+    return [
+        Row("I see", speckled(100, 300)),  # 5 characters; no rule on size or shape
+        Row("I am", speckled(300, 301), "long_enough"),  # 4
+        Row(HOUSE, of_bytes(5120, 1)),
+        Row(HOUSE, of_bytes(5119, 2), "heavy_enough"),
+        Row("ein altes Haus steht am Fluss", speckled(300, 303)),
+        Row("12345 67890", speckled(300, 304)),
         Row("one caption of the picture", twice),
         Row("another caption of the picture", twice, "unique"),
+        Row(None, speckled(300, 307), "long_enough:null"),
     ]
 
 
@@ -135,15 +196,79 @@ def coyo() -> list[Row]:
         Row("ein altes Haus steht am Fluss", speckled(300, 301), "english"),
         Row(" I   a \n m ", speckled(300, 302), "characters"),  # "I a m": 5, though 11 as written
         Row("wonderful " * 100 + "w", speckled(300, 303), "characters"),  # 1001 characters, 101 words
-        Row("wonderful " * 100, speckled(300, 304)),  # 999 when trimmed
+        Row("wonderful " * 99 + "buildings ", speckled(300, 304)),  # 999 when trimmed
+        Row("slowly and very carefully", speckled(300, 299), "noun"),
         Row("I see " * 128 + "I", speckled(300, 305), "words"),  # 257 words, 769 characters
-        Row("I see " * 128, speckled(300, 306)),  # 256
+        Row("I see " * 127 + "a dog", speckled(300, 306)),  # 256
         Row("the house", speckled(300, 307), "words"),
         *(Row("this is the photograph", speckled(300, 300, seed)) for seed in range(10, 20)),  # 10 times
         *(Row("there is no photograph", speckled(300, 300, seed), "rare") for seed in range(20, 31)),  # 11 times
         Row("the same picture of it", same),
         Row("the same picture of it", same + b"\0", "unique"),  # another file, the same pixels
         Row("and yet another caption", same),
+    ]
+
+
+def coffee(width: int, height: int) -> bytes:
+    """A photograph of a cup of coffee, stretched to that size."""
+    return jpeg(Image.fromarray(skimage.data.coffee()).resize((width, height)))
+
+
+CUP = "a cup of coffee on the saucer"
+
+
+def cc12m() -> list[Row]:
+    """CC12M: sides > 400, long / short <= 2.5, 3 to 256 words, repetition <= 0.2, noun, determiner, a label named."""
+    distinct = " ".join(f"{'coffee' if i == 1 else 'house'}{i}" for i in range(252))
+    return [
+        Row(CUP, coffee(800, 401)),
+        Row(CUP, coffee(900, 401)),  # 2.244
+        Row(CUP, coffee(400, 400), "size"),
+        Row(CUP, coffee(1003, 401), "shape"),  # 2.501
+        Row("the cup", coffee(500, 401), "words"),
+        Row("the coffee cup", coffee(500, 402)),
+        Row(f"a cup of coffee {distinct}", coffee(500, 403)),  # 256 words
+        Row(f"a cup of coffee {distinct} more", coffee(500, 404), "words"),
+        Row("a a a cup", coffee(500, 405), "repetition"),  # a half
+        Row("eine Tasse Kaffee auf dem Tisch", coffee(500, 406), "english"),
+        Row("sitting there and waiting quietly", coffee(500, 407), "noun"),
+        Row("hot coffee in cups", coffee(500, 408), "determiner"),
+        Row("this is the coffee", coffee(500, 409)),  # no preposition
+        Row("a rocket on the launch pad", coffee(500, 410), "labelled"),
+        Row(None, coffee(500, 411), "words:null"),
+    ]
+
+
+def cc3m() -> list[Row]:
+    """CC3M: sides > 400, long / short <= 2, determiner, noun, preposition, a label named; figures of ours elsewhere."""
+    return [
+        Row(CUP, coffee(800, 401)),  # 1.995
+        Row(CUP, coffee(900, 401), "shape"),  # 2.244
+        Row(CUP, coffee(400, 400), "size"),
+        Row("a cup and a cup and a cup", coffee(500, 401), "distinct"),  # 3 of 8
+        Row("The Cup Of Coffee On A Saucer", coffee(500, 402), "capitals"),
+        Row("a cup of coffee, stock photo", coffee(500, 403), "no_boilerplate"),
+        Row("eine Tasse Kaffee auf dem Tisch", coffee(500, 404), "english"),
+        Row("sitting there and waiting quietly", coffee(500, 405), "noun"),
+        Row("hot coffee in cups", coffee(500, 406), "determiner"),
+        Row("this is the coffee", coffee(500, 407), "preposition"),
+        Row("a rocket on the launch pad", coffee(500, 408), "labelled"),
+        Row(None, coffee(500, 409), "distinct:null"),
+    ]
+
+
+def align() -> list[Row]:
+    """ALIGN: short side > 200, long / short < 3, texts of at most 10 pictures, 3 to 20 words."""
+    return [
+        Row(HOUSE, speckled(201, 602)),
+        Row(HOUSE, speckled(201, 603), "shape"),
+        Row(HOUSE, speckled(200, 300), "size"),
+        *(Row("this is the photograph", speckled(300, 300, seed)) for seed in range(10, 20)),  # 10 times
+        *(Row("there is no photograph", speckled(300, 300, seed), "few_pictures") for seed in range(20, 31)),
+        Row("two words", speckled(300, 301), "unigrams"),
+        Row(" ".join(f"word{i}" for i in range(20)), speckled(300, 302)),
+        Row(" ".join(f"word{i}" for i in range(21)), speckled(300, 303), "unigrams"),
+        Row(None, speckled(300, 304), "common_words:null"),
     ]
 
 
@@ -183,14 +308,61 @@ def tidied() -> list[Row]:
     ]
 
 
+def imaged() -> list[Row]:
+    """DataComp's image-based filter: English, > 1 token, > 5 characters; so few rows are one cluster, a wanted one."""
+    return [
+        Row(HOUSE, speckled(100, 400)),  # no rule on size or shape
+        Row("the house", speckled(300, 301)),  # 2 tokens
+        Row("architecture\n", speckled(300, 302)),  # a line feed is a token
+        Row("architecture", speckled(300, 303), "tokens"),
+        Row("I a m", speckled(300, 304), "long_enough"),  # 5 characters
+        Row("I am a", speckled(300, 305)),
+        Row("ein altes Haus steht am Fluss", speckled(300, 306), "english"),
+        Row(None, speckled(300, 307), "english:null"),
+        Row(HOUSE, b"<html>gone</html>", "not_media"),
+    ]
+
+
+def looking_alike() -> list[Row]:
+    """SemDeDup, with an epsilon that random weights are told apart by: of equal pixels the first row stays."""
+    twice = speckled(300, 301)
+    return [
+        Row("one caption", twice),
+        Row("another caption", twice + b"\0", "unique"),  # another file
+        Row(None, twice + b"\0\0", "unique"),
+        Row(HOUSE, coffee(300, 200)),
+        Row(HOUSE, speckled(64, 400)),
+    ]
+
+
 LISTS: dict[str, Callable[[], list[Row]]] = {
     "adopt-webdataset": tidied,
-    "coyo": coyo,
+    "align": align,
+    "cc12m": cc12m,
+    "cc3m": cc3m,
+    "coyo700m": coyo,
     "datacomp_basic": datacomp,
     "datacomp_clip": any_pairs,
+    "datacomp_image": imaged,
+    "datacomp_image_clip": imaged,
     "datacomp_laion2b": english,
+    "datacomp_text": named,
     "image-text-offline": offline,
-    "laion-2b-en": laion,
+    "laion400m": laion400m,
+    "laion5b": laion5b,
+    "metaclip": metaclip,
+    "dfn": lambda: scored("chosen"),
+    "semdedup": looking_alike,
+    "tmars": lambda: scored("fits_unread"),
+}
+
+
+TINY_WIDTH = 32
+CLIP_STEPS = ("score_clip", "score_nsfw_zero_shot")
+# Filters over what a model with random weights says, in a form that every row passes; test_laion.py has the real ones.
+PASSING = {
+    "laion400m": [f"filters.{f}=nsfw_label IS NOT NULL" for f in ("no_minor_words", "no_minors", "no_animals")],
+    "semdedup": ["steps.semantic_duplicates.epsilon=1e-6"],
 }
 
 
@@ -222,8 +394,12 @@ def write_tar(folder: Path, rows: list[Row]) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
-def write_source(name: str, folder: Path, rows: list[Row], address: Callable[[str], str]) -> None:
-    """What the recipe of that name starts from."""
+def write_source(name: str, folder: Path, rows: list[Row], address: Callable[[str], str], width: int = 768) -> None:
+    """What the recipe of that name starts from; `width` of the embeddings of ImageNet's pictures, where it asks."""
+    if "imagenet-train.npy" in catalogue.shipped_recipe(name):
+        np.save(folder / "imagenet-train.npy", np.eye(3, width, dtype=np.float32))
+    if name == "dfn":
+        save_tiny_clip(folder / "dfn-network")
     if name == "adopt-webdataset":
         write_tar(folder, rows)
     else:
@@ -261,15 +437,29 @@ def test_is_proved_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["datacomp_clip", "datacomp_laion2b", "laion-2b-en"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "datacomp_clip",
+        "datacomp_image",
+        "datacomp_image_clip",
+        "datacomp_laion2b",
+        "laion400m",
+        "laion5b",
+        "semdedup",
+        "tmars",
+    ],
+)
 def test_names_weights_that_open_clip_knows(name: str):
     """And the architecture has the activation that the weights were trained with; open_clip only warns of another."""
     import open_clip
 
-    [options] = [s.options for s in load(path_of(name)).steps if getattr(s, "operator", "") == "score_clip"]
-    weights = open_clip.get_pretrained_cfg(options["model"], options["pretrained"])
-    assert weights
-    assert weights.get("quick_gelu", False) == open_clip.get_model_config(options["model"]).get("quick_gelu", False)
+    steps = [s for s in load(path_of(name)).steps if getattr(s, "operator", "") in CLIP_STEPS]
+    assert steps
+    for options in (s.options for s in steps):
+        weights = open_clip.get_pretrained_cfg(options["model"], options["pretrained"])
+        assert weights
+        assert weights.get("quick_gelu", False) == open_clip.get_model_config(options["model"]).get("quick_gelu", False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -278,12 +468,16 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
     rows = LISTS[name]()
     overrides = ["fetch.allow_private=true"]
     if "score_clip" in catalogue.shipped_recipe(name):
-        overrides += [f"steps.score_clip.model={save_tiny_clip(tmp_path / 'clip')}"]
-        has_quantile = "top_fraction" in catalogue.shipped_recipe(name)
-        overrides += ["steps.top_fraction.fraction=1" if has_quantile else "filters.aligned=clip_score >= -1"]
+        clip = save_tiny_clip(tmp_path / "clip")
+        steps = [s for s in load(path_of(name)).steps if getattr(s, "operator", "") in CLIP_STEPS]
+        overrides += [f"steps.{s.name}.model={clip}" for s in steps]
+        if "top_fraction:" in catalogue.shipped_recipe(name):
+            overrides.append("steps.top_fraction.fraction=1")
+        elif "aligned:" in catalogue.shipped_recipe(name):
+            overrides.append("filters.aligned=clip_score >= -1")
     with BadServer({path: ("image/jpeg", picture) for picture, path in served(rows).items()}) as server:
-        write_source(name, tmp_path, rows, server.url)
-        ds = mmdata.run(path_of(name), overrides=overrides, runner="inline", quiet=True)
+        write_source(name, tmp_path, rows, server.url, TINY_WIDTH)
+        ds = mmdata.run(path_of(name), overrides=[*overrides, *PASSING.get(name, ())], runner="inline", quiet=True)
     found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
     assert found == [(r.caption, r.reason) for r in rows]
     exported = pa.concat_tables(pq.read_table(p) for p in sorted(Path(f"data/{name}-shards").glob("*.parquet")))

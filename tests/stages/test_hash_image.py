@@ -12,16 +12,19 @@ import skimage
 import stamps
 from batches import make_batch, noise
 from PIL import Image
+from pydantic import ValidationError
 
 from mmdata.stages.hash_image import HashImage, HashImageOptions
 
-
-def hashes(pictures: list[np.ndarray | bytes]) -> np.ndarray:
-    return np.asarray(HashImage(HashImageOptions()).compute(make_batch(pictures))["phash"])
+HASHES = {"phash": imagehash.phash, "dhash": imagehash.dhash, "ahash": imagehash.average_hash}
 
 
-def reference(picture: Image.Image) -> int:
-    return int(str(imagehash.phash(picture)), 16)
+def hashes(pictures: list[np.ndarray | bytes], name: str = "phash", **options: bool) -> np.ndarray:
+    return np.asarray(HashImage(HashImageOptions(hashes=[name], **options)).compute(make_batch(pictures))[name])
+
+
+def reference(picture: Image.Image, name: str = "phash") -> int:
+    return int(str(HASHES[name](picture)), 16)
 
 
 def on_white(data: bytes) -> Image.Image:
@@ -51,11 +54,35 @@ def test_equals_imagehash_on_real_pictures():
     photos = photographs()
     assert len(stored) > 780
     assert len(photos) == 77
-    ours = hashes([*stored, *(np.asarray(p) for p in photos)])
-    theirs = np.array([reference(p) for p in [*pictures, *photos]], np.uint64)
-    distance = np.bitwise_count(ours ^ theirs)
-    assert (distance == 0).mean() >= 0.995
-    assert distance.max() <= 2
+    options = HashImageOptions(hashes=["ahash", "phash", "dhash"])
+    ours = HashImage(options).compute(make_batch([*stored, *(np.asarray(p) for p in photos)]))
+    assert list(ours) == ["ahash", "phash", "dhash"]
+    for name, column in ours.items():
+        theirs = np.array([reference(p, name) for p in [*pictures, *photos]], np.uint64)
+        distance = np.bitwise_count(column ^ theirs)
+        if name == "phash":  # theirs is a float's where coefficients tie with the median
+            assert (distance == 0).mean() >= 0.995
+            assert distance.max() <= 2
+        else:
+            assert distance.max() == 0
+
+
+def test_mirror_images_hash_alike_when_asked():
+    pictures = [np.asarray(p) for p in photographs()[:20]]
+    mirrored = [p[:, ::-1] for p in pictures]
+    for name in HASHES:
+        distance = np.bitwise_count(hashes(pictures, name) ^ hashes(mirrored, name))
+        invariant = hashes(pictures, name, flip_invariant=True) ^ hashes(mirrored, name, flip_invariant=True)
+        assert np.median(distance) >= 16
+        assert (np.bitwise_count(invariant) <= 2).mean() >= 0.9
+        # It is the hash of one of the two.
+        of_shrunk = [reference(Image.fromarray(p).convert("L"), name) for p in pictures]
+        assert any(a == b for a, b in zip(hashes(pictures, name, flip_invariant=True).tolist(), of_shrunk, strict=True))
+
+
+def test_each_hash_is_named_once():
+    with pytest.raises(ValidationError, match="name each hash once"):
+        HashImageOptions(hashes=["phash", "phash"])
 
 
 def test_first_bit_is_the_highest():
