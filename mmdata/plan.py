@@ -287,7 +287,9 @@ def _require_column(where: str, column: str, names: _Names, unmade: Mapping[str,
 def _warnings(steps: Sequence[PlannedStep]) -> list[str]:
     """A duplicate group whose first row a later filter drops loses the whole cluster: say so."""
     found = []
-    for group in (s for s in steps if s.kind == "group" and any(o.endswith("_rank") for o, _ in s.outputs)):
+    for group in (s for s in steps if s.kind == "group"):
+        if not {"rank", "of"} <= {own.rpartition("_")[2] for own, _ in group.outputs}:
+            continue
         made = {visible for _, visible in group.outputs}
         for step in steps[group.position :]:
             if step.kind in ("filter", "keep_list") and not made & {i.visible for i in step.inputs}:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdata import catalogue, registry
+from mmdata import catalogue, registry, shipped
 from mmdata.errors import RecipeError
 from mmdata.stage import Group
 
@@ -75,7 +75,7 @@ def test_shipped_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "b.yaml").write_text("# Second: keeps half.\nname: b\n")
     (tmp_path / "a.yaml").write_text("# First.\n# More words.\nname: a\n")
     (tmp_path / "notes.txt").write_text("no recipe")
-    monkeypatch.setattr(catalogue, "recipe_folder", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "recipe_folder", lambda: tmp_path)
     assert catalogue.shipped_recipes() == "a  First.\nb  Second: keeps half."
     assert catalogue.shipped_recipe("a") == "# First.\n# More words.\nname: a\n"
     with pytest.raises(RecipeError, match="no recipe is called 'c'; known: a, b"):

@@ -29,6 +29,7 @@ PAGES = [
     "docs/captions.md",
     "docs/clip.md",
     "docs/balancing.md",
+    "docs/embeddings.md",
     "docs/classifiers.md",
     "docs/sources.md",
     "docs/selections.md",
@@ -74,7 +75,15 @@ def test_the_python_of_a_page_runs(page: str, demo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/duplicates.md", "docs/captions.md", "docs/clip.md", "docs/balancing.md", "docs/detecting.md"]
+    "page",
+    [
+        "docs/duplicates.md",
+        "docs/captions.md",
+        "docs/clip.md",
+        "docs/balancing.md",
+        "docs/detecting.md",
+        "docs/embeddings.md",
+    ],
 )
 def test_the_steps_of_a_page_are_proved(page: str) -> None:
     from mmdata.plan import plan_recipe

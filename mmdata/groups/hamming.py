@@ -152,33 +152,31 @@ def _held_pairs(hashes: Hashes, radius: int, skew: Skew | None) -> Hashes:
 def _star(rows: int, pairs: Hashes) -> Positions:
     """The star rule over positions in visit order, given their close pairs, ascending."""
     left, right = (pairs >> np.uint64(32)).astype(np.int64), (pairs & _LOW).astype(np.int64)
-    opens, taken = np.zeros(rows, bool), np.zeros(rows, bool)
+    taken = np.zeros(rows, bool)  # who is taken by another's cluster; all others open one
     open_left, open_right = left, right
     # Whoever has no earlier neighbour that may still open a cluster opens one, and takes all its neighbours.
     while len(open_left) > 1000:
         behind = np.zeros(rows, bool)
         behind[open_right] = True
         first = ~behind[open_left]
-        opens[open_left[first]] = True
         taken[open_right[first]] = True
-        waits = ~(opens[open_left] | taken[open_left] | taken[open_right])
+        waits = ~(taken[open_left] | taken[open_right])
         if 20 * np.count_nonzero(~waits) < len(waits):
             break  # a long chain of waiting: one by one is quicker
         open_left, open_right = open_left[waits], open_right[waits]
-    _one_by_one(open_left, open_right, opens, taken)
+    _one_by_one(open_left, open_right, taken)
     centre = np.arange(rows)
-    settled = opens[left] & taken[right]
+    settled = ~taken[left] & taken[right]
     # Pairs ascend: of several clusters that reach a position, the first in visit order takes it.
     members, where = np.unique(right[settled], return_index=True)
     centre[members] = left[settled][where]
     return centre
 
 
-def _one_by_one(left: Positions, right: Positions, opens: npt.NDArray[np.bool_], taken: npt.NDArray[np.bool_]) -> None:
+def _one_by_one(left: Positions, right: Positions, taken: npt.NDArray[np.bool_]) -> None:
     """The rest of the star rule, in visit order."""
     lefts, starts = np.unique(left, return_index=True)
     ends = np.append(starts, len(left))[1:]
     for position, start, end in zip(lefts.tolist(), starts.tolist(), ends.tolist(), strict=True):
         if not taken[position]:
-            opens[position] = True
             taken[right[start:end]] = True

@@ -24,12 +24,12 @@ from mmdata.models.kmeans import NEEDS
 from mmdata.models.vectors import require_embedding
 from mmdata.stage import ColumnName, Columns, Contract, Group, GroupRows, parse_schema
 
-__all__ = ["SemanticDuplicates", "SemanticDuplicatesOptions"]
+__all__ = ["SemanticDuplicates", "SemanticDuplicatesOptions", "clusters_for"]
 
 Positions = npt.NDArray[np.int64]
 _Reader = Callable[[Positions], Rows]
 
-_ROWS_PER_CLUSTER = 8800  # the paper's 440 million in 50,000
+_PAPERS_ROWS, _PAPERS_CLUSTERS = 440_000_000, 50_000
 _TILE = 1024
 _HELD_BYTES = 256 << 20  # unit rows of whole clusters that are held for comparison
 _NOTHING = -1
@@ -50,7 +50,7 @@ class SemanticDuplicatesOptions(VisitOrder, KMeansOptions):
         "first (row); or, short for prefer, largest (picture, in px) or {best: column}",
     )
     clusters: int | None = Field(
-        None, gt=0, description="k-means clusters; null = one in 8800 rows, as the paper's 50,000 for 440 million"
+        None, gt=0, description="k-means clusters; null = by the number of rows: the paper's 50,000 for 440 million"
     )
     iterations: int = Field(100, gt=0, description="k-means iterations")
     seed: int = Field(
@@ -65,7 +65,9 @@ class SemanticDuplicates(Group[SemanticDuplicatesOptions]):
     hash-chosen sample. Within a cluster rows are visited by `keep`: hard, the default, begins farthest from the
     cluster's mean; ties by row_id. A row is a duplicate when its largest cosine to any row visited before it in its
     cluster, a duplicate or not, is above 1 - epsilon; it follows that row, the first of several equal ones, and so at
-    last a row that stays. Duplicates that k-means put into different clusters are not seen: fewer `clusters` see more.
+    last a row that stays. Duplicates that k-means put into different clusters are not seen; one cluster compares all
+    pairs, which is the default up to 8800 rows, the paper's rows per cluster. Beyond, clusters grow with the power 2/3
+    of the rows, so that training and comparing stay in balance, and reach the paper's 50,000 at 440 million.
 
     Writes `semantic_duplicates_id` (row_id of the row that stays), `semantic_duplicates_rank` (1 for the row that
     stays: filter for it; then in visit order), `semantic_duplicates_count` (that row and all that follow it),
@@ -107,8 +109,7 @@ class SemanticDuplicates(Group[SemanticDuplicatesOptions]):
         """One answer per row; see the class."""
         options = self.options
         embedded = Embedded.open(rows, options.of)
-        clusters = options.clusters or max(1, -(-embedded.count // _ROWS_PER_CLUSTER))
-        means = embedded.train(options, clusters, spherical=True)
+        means = embedded.train(options, options.clusters or clusters_for(embedded.count), spherical=True)
         cluster, cosine = embedded.assign(means)
         order = self._order(embedded, cluster, cosine)
         sizes = np.bincount(cluster[embedded.there], minlength=1)
@@ -161,6 +162,13 @@ class SemanticDuplicates(Group[SemanticDuplicatesOptions]):
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return {n: v[back] if isinstance(v, np.ndarray) else v.take(pa.array(back)) for n, v in found.items()}
+
+
+def clusters_for(rows: int) -> int:
+    """How many clusters so many rows get where the options do not say."""
+    if rows * _PAPERS_CLUSTERS <= _PAPERS_ROWS:
+        return 1
+    return round(_PAPERS_CLUSTERS * (rows / _PAPERS_ROWS) ** (2 / 3))
 
 
 def _sorted_into(path: Path, embedded: Embedded, order: Positions) -> Vectors:

@@ -19,7 +19,7 @@ __all__ = ["require_embedding", "require_width", "unit_rows"]
 def require_embedding(where: str, column: str, schema: pa.Schema) -> None:
     """RecipeError when the column, by its type in `schema`, is no embedding."""
     kind = schema.field(column).type
-    if not is_aside(schema.field(column)):
+    if not is_aside(schema.field(column)) or not pa.types.is_floating(kind.value_type):
         raise RecipeError(
             f"{where}: {column!r} is {kind}, and an embedding is a fixed-size list of floats; name one, such as "
             f"`clip_image_embedding`, which score_clip writes when its option `embeddings` asks for image"

@@ -16,7 +16,7 @@ from mmdata.stage import Columns, Contract, Needs, Options, Pixels, Stage
 
 __all__ = ["DetectNudity", "DetectNudityOptions"]
 
-_THREADS = 2
+_THREADS = 1  # two cost twice the processor time and save little: workers are what is added
 _WRITES = pa.schema(
     [
         ("nudity_boxes", BOXES),

@@ -16,9 +16,9 @@ from mmdata.models.ocr import TextFound, TextReader, lines_of
 from mmdata.models.offline import package_weights
 from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage
 
-__all__ = ["DetectText", "DetectTextOptions"]
+__all__ = ["DetectText", "DetectTextOptions", "found_in"]
 
-_THREADS = 2
+_THREADS = 1  # two cost twice the processor time and save little: workers are what is added
 _LONGEST = 100_000  # code points of a caption that are looked at
 _SHORTEST = 4  # characters of a word that may stand inside a longer one
 # Han, kana and Thai are written without spaces: a character is a word.

@@ -59,20 +59,20 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("radius", [1, 4, 6, 11])
 def test_every_pair_once(radius: int):
-    hashes = uneven(700, radius)
+    hashes = uneven(400, radius)
     expected = {(i, j) for i, j in brute(hashes, hashes, radius) if i < j}
     for threads in (1, 2):
         found = pairs(hashes, radius, threads=threads)
         assert len(found) == len(set(found))
         assert set(found) == expected
-    assert len(expected) > 1000
+    assert len(expected) > 300
 
 
 @pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("radius", [0, 4, 6, 11])
 def test_every_pair_of_two_lists_once(radius: int):
-    hashes = uneven(700, radius)
-    earlier, later = np.concatenate([hashes[:600], hashes[:50]]), hashes[500:]  # some in both, some twice
+    hashes = uneven(400, radius)
+    earlier, later = np.concatenate([hashes[:400], hashes[:50]]), hashes[300:]  # some in both, some twice
     found = [p for a, b in close_between(earlier, later, radius) for p in zip(a.tolist(), b.tolist(), strict=True)]
     assert len(found) == len(set(found))
     assert set(found) == brute(earlier, later, radius)
@@ -92,10 +92,23 @@ def star(hashes: Hashes, radius: int) -> list[int]:
 @pytest.mark.parametrize("held", [1 << 25, 3000])
 @pytest.mark.parametrize("radius", [4, 6])
 def test_star_of_many_close_ones(radius: int, held: int, monkeypatch: pytest.MonkeyPatch):
-    hashes = uneven(1500, 40 + radius)
+    hashes = uneven(800, 40 + radius)
     monkeypatch.setattr(hamming, "_HELD", held)
     monkeypatch.setattr(hamming, "_SMALL", 100)
     assert hamming.star_clusters(hashes, radius).tolist() == star(hashes, radius)
+
+
+@pytest.mark.usefixtures("steps")
+def test_components_of_many_close_ones():
+    hashes = uneven(400, 9)
+    first = np.arange(len(hashes))  # the smallest position that is reached, until nothing changes
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= 4
+    while True:
+        reached = np.where(near, first[None, :], len(hashes)).min(axis=1)
+        if np.array_equal(reached, first):
+            break
+        first = reached
+    assert hamming.component_clusters(hashes, 4).tolist() == first.tolist()
 
 
 def test_a_long_chain_is_walked_to_its_end():
@@ -124,4 +137,4 @@ def test_what_the_taker_raises_ends_the_search():
         raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):
-        each_pair(uneven(700, 1), 4, stop, threads=2)
+        each_pair(uneven(400, 1), 4, stop, threads=2)

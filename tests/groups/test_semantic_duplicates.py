@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mmdata.errors import RecipeError
 from mmdata.groups import semantic_duplicates
-from mmdata.groups.semantic_duplicates import SemanticDuplicates, SemanticDuplicatesOptions
+from mmdata.groups.semantic_duplicates import SemanticDuplicates, SemanticDuplicatesOptions, clusters_for
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -218,10 +218,13 @@ def test_rows_without_a_direction_are_nobodys_duplicates(tmp_path: Path):
     assert (nothing["rank"], nothing["cluster"]) == ([1, 1], [None, None])
 
 
-def test_clusters_grow_with_the_rows_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(semantic_duplicates, "_ROWS_PER_CLUSTER", 100)
-    assert set(compute(table(crowded(301, 8)), tmp_path)["cluster"]) == {0, 1, 2, 3}
-    assert set(compute(table(crowded(3, 8)[:3]), tmp_path, clusters=10)["cluster"]) == {0, 1, 2}
+def test_clusters_grow_with_the_rows_up_to_the_papers(tmp_path: Path):
+    assert [clusters_for(n) for n in (0, 1, 8800)] == [1, 1, 1]
+    assert clusters_for(440_000_000) == 50_000
+    assert clusters_for(55_000_000) == 12_500  # an eighth of the rows, a fourth of the clusters
+    assert {clusters_for(n + 1) - clusters_for(n) for n in range(9000, 20_000, 7)} == {0, 1}
+    assert set(compute(table(crowded(300, 8)), tmp_path)["cluster"]) == {0}
+    assert set(compute(table(crowded(30, 8)[:3]), tmp_path, clusters=10)["cluster"]) == {0, 1, 2}
 
 
 def test_a_column_that_holds_no_embeddings_is_refused():

@@ -55,7 +55,8 @@ UPWARDS = {("stage", "registry")}
 
 # Whatever takes long to import, or is not always installed: imported inside functions, by its owner alone.
 OWNERS = {
-    "torch": {"models.blip", 
+    "torch": {
+        "models.blip",
         "models.clip",
         "models.offline",
         "readers.torch_reader",

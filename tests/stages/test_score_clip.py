@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_clip import save_tiny_clip
 
 from mmdata.errors import MissingExtra, RecipeError
+from mmdata.models import clip
 from mmdata.models.clip import image_size
 from mmdata.stage import Pixels
 from mmdata.stages.score_clip import ScoreClip, ScoreClipOptions
@@ -267,3 +268,21 @@ def test_the_order_of_the_embeddings_does_not_count():
     fields = ScoreClip.contract(ScoreClipOptions(embeddings=["text"])).writes
     assert [f.name for f in fields] == ["clip_score", "clip_text_embedding"]
     assert fields.field(1).type.list_size == open_clip.get_model_config("ViT-B-32")["embed_dim"]
+
+
+def test_a_caption_of_ten_megabytes_costs_what_its_beginning_costs(tiny: str):
+    """One word of ten million letters would keep open_clip's tokenizer busy for days."""
+    stage, picture = opened(model=tiny), noise(48, 48, 1)
+    word = "".join(np.random.default_rng(0).choice(list("abcdefgh"), 10_000_000))
+    seen = 77 * 40
+    assert score(stage, [picture], [word]) == score(stage, [picture], [word[:seen]])
+
+
+def test_the_tokenizer_forgets_words(tiny: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clip, "_WORDS", 50)
+    stage = opened(model=tiny, batch_size=4)
+    pictures = [noise(48, 48, 1)] * 40
+    captions = [f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 4}" for i in range(40)]
+    first = score(stage, pictures, captions)
+    assert len(stage._model._tokenizer.cache) < 60
+    assert score(stage, pictures, captions) == first

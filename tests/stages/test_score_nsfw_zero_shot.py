@@ -66,7 +66,12 @@ def toward(prompts: dict[str, np.ndarray], names: tuple[str, ...], wanted: tuple
     return np.asarray(np.linalg.pinv(matrix) @ goal, np.float64)
 
 
-def test_truth_table_of_three(tiny: str, prompts: dict[str, np.ndarray]):
+@pytest.fixture(scope="module")
+def stage(tiny: str) -> ScoreNsfwZeroShot:
+    return opened(tiny)
+
+
+def test_truth_table_of_three(stage: ScoreNsfwZeroShot, prompts: dict[str, np.ndarray]):
     table = {
         ("bad one", "bad two"): "NSFW",
         ("bad two", "bad one"): "NSFW",
@@ -75,14 +80,13 @@ def test_truth_table_of_three(tiny: str, prompts: dict[str, np.ndarray]):
         ("good two", "good one"): "UNLIKELY",
     }
     vectors = [toward(prompts, NSFW + SAFE, two) for two in table]
-    found = rows(opened(tiny), vectors, ["x"] * len(table))
+    found = rows(stage, vectors, ["x"] * len(table))
     assert [r["nsfw_label"] for r in found] == list(table.values())
     assert [tuple(r["nsfw_top"]) for r in found] == list(table)
 
 
-def test_minors_and_animals_are_sought_among_the_best_two(tiny: str, prompts: dict[str, np.ndarray]):
+def test_minors_and_animals_are_sought_among_the_best_two(stage: ScoreNsfwZeroShot, prompts: dict[str, np.ndarray]):
     people, beasts = ("a baby", "an adult", "an object"), ("a dog", "a person", "a place")
-    stage = opened(tiny)
     found = rows(
         stage,
         [
@@ -113,8 +117,8 @@ def test_minors_and_animals_are_sought_among_the_best_two(tiny: str, prompts: di
         ("word " * 200_000 + "teen", True),
     ],
 )
-def test_words_for_minors_are_matched_whole(tiny: str, caption: str | None, expected: bool | None):
-    [row] = rows(opened(tiny), [np.ones(32)], [caption])
+def test_words_for_minors_are_matched_whole(stage: ScoreNsfwZeroShot, caption: str | None, expected: bool | None):
+    [row] = rows(stage, [np.ones(32)], [caption])
     assert row["nsfw_minor_words"] is expected
 
 
@@ -124,9 +128,9 @@ def test_other_words_and_none(tiny: str):
     assert rows(opened(tiny, minor_words=[]), [None], ["a child"])[0]["nsfw_minor_words"] is False
 
 
-def test_no_embedding_is_no_label(tiny: str):
+def test_no_embedding_is_no_label(stage: ScoreNsfwZeroShot):
     for vector in (None, np.zeros(32)):
-        [row] = rows(opened(tiny), [vector], ["a child"])
+        [row] = rows(stage, [vector], ["a child"])
         assert row == {
             "nsfw_label": None,
             "nsfw_top": None,
@@ -136,12 +140,11 @@ def test_no_embedding_is_no_label(tiny: str):
         }
 
 
-def test_what_is_refused(tiny: str):
+def test_what_is_refused(tiny: str, stage: ScoreNsfwZeroShot):
     with pytest.raises(RecipeError, match="'food' is twice in nsfw and safe"):
         ScoreNsfwZeroShot.contract(ScoreNsfwZeroShotOptions(model=tiny, nsfw=["food"], safe=["food", "art"]))
     with pytest.raises(ValueError, match="where the category goes, once"):
         ScoreNsfwZeroShotOptions(prompt="a photo")
-    stage = opened(tiny)
     batch = make_batch(None, clip_image_embedding=pa.array([np.ones(8)], pa.list_(pa.float16(), 8)), caption=["x"])
     with pytest.raises(RecipeError, match=r"have 8 numbers, and model local-dir:.* wants 32"):
         stage.compute(batch)
