@@ -1,19 +1,14 @@
 """What every registered operator promises, checked for each of them: a new one gets these tests for free.
 
-An operator runs here with its default options, or with those that `OPTIONS` gives it; one whose default weights would
-have to be downloaded must have an entry there. A column that it reads must be one of `COLUMNS`.
+What each of them is given stands in `tests/fixtures/every_operator.py`.
 """
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,154 +17,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from batches import make_batch, noise, png
-from pydantic import ValidationError
-from safetensors.numpy import save_file
-from tiny_blip import save_tiny_blip
-from tiny_clip import save_tiny_clip
-from tiny_transformers import save_tiny_text_classifier
+from batches import make_batch, png
+from every_operator import (
+    BUILT_IN,
+    COLUMNS,
+    GROUPS,
+    IMAGE_STAGES,
+    LOOKUPS,
+    MODEL_STAGES,
+    OPTIONS,
+    ROWS,
+    STAGES,
+    bound,
+    opened,
+    pictures,
+    scratch,
+)
 
 from mmdata import registry
 from mmdata.batch import Batch
 from mmdata.isolate import StepTracker, compute_rows
-from mmdata.stage import Contract, Failed, Group, Lookup, Operator, Stage, column_options
-
-
-def _keys(folder: Path, name: str, header: str = "") -> str:
-    """A file with the keys of every other row, and one that no row has."""
-    lines = [f"{i:05d}{f',{i / 2}' if header else ''}" for i in range(0, ROWS + 2, 2)]
-    (folder / name).write_text("\n".join(([header] if header else []) + lines))
-    return str(folder / name)
-
-
-def _file(folder: Path, name: str, text: str) -> str:
-    (folder / name).write_text(text)
-    return str(folder / name)
-
-
-def _head(folder: Path) -> str:
-    """A linear head over vectors of 32 numbers."""
-    save_file(
-        {"weight": np.arange(32, dtype=np.float32)[None], "bias": np.ones(1, np.float32)}, folder / "head.safetensors"
-    )
-    return str(folder / "head.safetensors")
-
-
-ROWS = 13
-BUILT_IN = registry.names()
-STAGES = [n for n in BUILT_IN if issubclass(registry.operator(n), Stage)]
-LOOKUPS = [n for n in BUILT_IN if issubclass(registry.operator(n), Lookup)]
-GROUPS = [n for n in BUILT_IN if issubclass(registry.operator(n), Group)]
-
-# Operators whose default options need a download, and how to do without.
-OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "score_clip": lambda folder: {"model": save_tiny_clip(folder / "clip")},
-    "score_clipscore": lambda folder: {"model": save_tiny_clip(folder / "clipscore")},
-    "score_aesthetic": lambda folder: {"weights": _head(folder)},
-    "score_nsfw_zero_shot": lambda folder: {"model": save_tiny_clip(folder / "nsfw")},
-    "classify_text": lambda folder: {"model": save_tiny_text_classifier(folder / "bert")},
-    "score_itm": lambda folder: {"model": save_tiny_blip(folder / "blip")},
-    "attach": lambda folder: {"path": _keys(folder, "k.csv", "key,half"), "on": "key", "columns": ["half"]},
-    "sample": lambda folder: {"count": 2, "per": "caption", "weight": "clip_score", "repeats": 3},
-    "top_fraction": lambda folder: {"fraction": 0.3},
-    "decontaminate": lambda folder: {
-        "hash_lists": {"hashes": _file(folder, "h.txt", f"{2**63 + 6:016x}")},
-        "text_lists": {"texts": _file(folder, "t.txt", "a red bicycle leans")},
-        "phash": "phash",
-        "caption": "caption",
-        "ngram": 3,
-    },
-    "keep_list": lambda folder: {"path": _keys(folder, "k.txt"), "on": "key"},
-    "detect_text": lambda folder: {"max_side_px": 256, "min_side_px": 64},  # a small picture is enlarged: slow
-}
-
-CAPTIONS = [
-    "a red bicycle leans against a wall",
-    None,
-    "",
-    "two dogs, one ball",
-    "x",
-    "naïve café 自転車 🐈",
-    "Ein rotes Fahrrad lehnt an der Mauer eines alten Hauses",
-    "a red bicycle leans against a wall",
-    "SALE 50% OFF https://example.org",
-    " \n\t",
-    "long " * 300,
-    "IMG_0001.jpg",
-    "an old man reads\na newspaper",
-]
-# Values of every column that a built-in operator reads, with NULLs among them where the column may have any.
-COLUMNS: dict[str, pa.Array] = {
-    "key": pa.array([f"{i:05d}" for i in range(ROWS)]),
-    "caption": pa.array(CAPTIONS, pa.string()),
-    "sha256": pa.array(["ab" * 32 if i % 4 == 0 else None if i == 5 else f"{i:064x}" for i in range(ROWS)]),
-    "original_width_px": pa.array([None if i == 3 else 640 + i for i in range(ROWS)], pa.int64()),
-    "original_height_px": pa.array([None if i == 3 else 480 for i in range(ROWS)], pa.int64()),
-    "clip_score": pa.array([None if i == 4 else (i * 7 % 5) / 10 for i in range(ROWS)], pa.float32()),
-    "clip_image_embedding": pa.array(
-        [None if i == 6 else [float(i * i % 5), 1.0, float(i % 3), -0.5] * 8 for i in range(ROWS)],
-        pa.list_(pa.float16(), 32),  # as wide as the tiny CLIP's
-    ),
-    "phash": pa.array([None if i == 2 else 2**63 + 3 * (i // 2) for i in range(ROWS)], pa.uint64()),
-    "classify_image_top": pa.array(
-        [None if i == 3 else [{"label": "mountain bike, bicycle", "score": 0.5}] * (i % 3) for i in range(ROWS)],
-        pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())])),
-    ),
-    "uid": pa.array([None if i == 6 else f"{i * 37:032x}" for i in range(ROWS)]),
-    "concepts": pa.array(
-        [None if i == 1 else ["dog", "red", "wall"][: i % 4] for i in range(ROWS)], pa.list_(pa.string())
-    ),
-    "minhash": pa.array([None if i == 2 else [i // 2] * 16 for i in range(ROWS)], pa.list_(pa.uint32(), 16)),
-}
-
-
-@functools.cache
-def scratch() -> Path:
-    folder = tempfile.mkdtemp(prefix="contract-suite-")
-    atexit.register(shutil.rmtree, folder)
-    return Path(folder)
-
-
-@functools.cache
-def bound(name: str) -> tuple[Operator[Any], Contract]:
-    """The operator under test and its contract."""
-    operator = registry.operator(name)
-    given = OPTIONS[name](scratch()) if name in OPTIONS else {}
-    options = operator.options_type.model_validate(given)
-    contract = operator.contract(options)
-    unknown = [w.name for w in contract.weights if w.fingerprint is None and w.path is None]
-    assert not unknown, f"{name}: weights {unknown} need a download; give it options without one in OPTIONS"
-    return operator(options), contract
-
-
-def _first_contract(name: str) -> Contract:
-    """Under default options, which make no files; under those of the tests where an option has no default."""
-    operator = registry.operator(name)
-    try:
-        return operator.contract(operator.options_type())
-    except ValidationError:
-        return bound(name)[1]
-
-
-IMAGE_STAGES = [n for n in STAGES if "image" in _first_contract(n).reads]
-MODEL_STAGES = [n for n in STAGES if _first_contract(n).batch_shape is not None]
-
-
-@functools.cache
-def opened(name: str, batch_shape: int | None = None) -> tuple[Stage[Any], Contract]:
-    stage, contract = bound(name)
-    if batch_shape is not None:
-        stage = type(stage)(stage.options)
-    assert isinstance(stage, Stage)
-    stage.batch_shape, stage.precision = batch_shape or contract.batch_shape, contract.precision
-    stage.open("cpu")
-    return stage, contract
-
-
-@functools.cache
-def pictures() -> tuple[np.ndarray, ...]:
-    sizes = [(48, 48), (200, 31), (31, 200), (1, 1), (64, 80)]
-    return tuple(noise(*sizes[i % len(sizes)], seed=i) for i in range(ROWS))
+from mmdata.stage import Contract, Failed, Group, Lookup, Stage, column_options
 
 
 def batch_for(contract: Contract, rows: list[int], media: dict[int, bytes | None] | None = None) -> Batch:

@@ -23,7 +23,7 @@ from mmdata.stage import GroupRows, Options
 __all__ = ["NO_CLUSTER", "Embedded", "KMeansOptions"]
 
 NO_CLUSTER = -1
-_PIECE = 1 << 14  # rows made into float64 at once
+_PIECE = 1 << 14  # rows looked at together
 
 Mask = npt.NDArray[np.bool_]
 
@@ -82,8 +82,12 @@ class Embedded:
             smallest = np.argsort(self.hashes(seed)[candidates], kind="stable")[:wanted]
             chosen[:] = False
             chosen[candidates[smallest]] = True
-        found = [unit[chosen[start : start + len(unit)]] for start, unit, _ in _units(self.rows, self.of)]
-        return np.concatenate(found) if found else np.zeros((0, self.width), np.float32)
+        found, filled = np.empty((int(chosen.sum()), self.width), np.float32), 0
+        for start, unit, _ in _units(self.rows, self.of):
+            mine = unit[chosen[start : start + len(unit)]]
+            found[filled : filled + len(mine)] = mine
+            filled += len(mine)
+        return found
 
     def assign(self, means: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """(N,) the mean with the largest inner product, and the cosine to it; NO_CLUSTER and NaN where none is."""

@@ -7,6 +7,7 @@ shard at a time, sorted by cluster into a file in scratch (as wide as they are s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -168,7 +169,7 @@ def clusters_for(rows: int) -> int:
     """How many clusters so many rows get where the options do not say."""
     if rows * _PAPERS_CLUSTERS <= _PAPERS_ROWS:
         return 1
-    return round(_PAPERS_CLUSTERS * (rows / _PAPERS_ROWS) ** (2 / 3))
+    return round(_PAPERS_CLUSTERS * math.pow(rows / _PAPERS_ROWS, 2 / 3))
 
 
 def _sorted_into(path: Path, embedded: Embedded, order: Positions) -> Vectors:
@@ -216,6 +217,7 @@ def _before(vectors: Vectors, sizes: Positions, threads: int) -> tuple[Positions
             for begin, end in spans(int(size), _TILE)
         ]
         in_threads(look, tiles, threads)
+        del read, look  # before the next rows are held
         first = last
     return best, similarity
 
@@ -227,7 +229,7 @@ def _tile(read: _Reader, start: int, begin: int, end: int) -> tuple[Positions, n
     for other in range(start, end, _TILE):
         products = mine @ read(np.arange(other, min(other + _TILE, end))).T
         if other == begin:
-            products[_itself_and_later(len(mine))] = -np.inf
+            products[_itself_and_later(_TILE)[: len(mine), : len(mine)]] = -np.inf
         take_better(products, other, value, which)
     found = which != _NOTHING
     similarity = np.full(len(mine), np.nan, np.float32)
@@ -236,20 +238,13 @@ def _tile(read: _Reader, start: int, begin: int, end: int) -> tuple[Positions, n
 
 
 @cache
-def _itself_and_later(rows: int) -> npt.NDArray[np.bool_]:
-    return np.triu(np.ones((rows, rows), bool))
+def _itself_and_later(size: int) -> npt.NDArray[np.bool_]:
+    return np.triu(np.ones((size, size), bool))
 
 
 def _reader(vectors: Vectors, first: int, last: int, most: int) -> _Reader:
     """Unit rows by their positions, from memory where rows [first, last) may be held."""
     if last - first > most:
-        return lambda at: _unit(vectors, at)
-    held = _unit(vectors, np.arange(first, last))
+        return lambda at: unit_rows_of(vectors[at])[0]
+    held = unit_rows_of(vectors[first:last])[0]
     return lambda at: held[at - first]
-
-
-def _unit(vectors: Vectors, at: Positions) -> Rows:
-    found = np.empty((len(at), vectors.shape[1]), np.float32)
-    for start, stop in spans(len(at), _TILE):
-        found[start:stop] = unit_rows_of(vectors[at[start:stop]])[0]
-    return found

@@ -56,13 +56,16 @@ def vectors_of(column: pa.ChunkedArray) -> Vectors:
 
 def unit_rows_of(vectors: Vectors) -> tuple[Rows, npt.NDArray[np.bool_]]:
     """(N, D) float32 of length 1, zeros for rows without a direction; and (N,) whether they have one."""
-    wide = vectors.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        length = np.sqrt((wide * wide).sum(axis=1))
-    there = np.isfinite(length) & (length > 0)
-    wide[~there] = 0
-    wide /= np.where(there, length, 1)[:, None]
-    return wide.astype(np.float32), there
+    found, there = np.empty(vectors.shape, np.float32), np.empty(len(vectors), bool)
+    for start, stop in spans(len(vectors), _TILE):
+        wide = vectors[start:stop].astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            length = np.sqrt((wide * wide).sum(axis=1))
+        usable = np.isfinite(length) & (length > 0)
+        wide[~usable] = 0
+        wide /= np.where(usable, length, 1)[:, None]
+        found[start:stop], there[start:stop] = wide, usable
+    return found, there
 
 
 def cosines_of(left: Rows, right: Rows) -> Rows:

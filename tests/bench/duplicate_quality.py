@@ -190,16 +190,16 @@ def plot(report: dict[str, dict[str, dict[str, object]]]) -> str:
     """Recall by radius, and by false pairs a million, as SVG."""
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 330" font-family="sans-serif" font-size="11">']
     parts.append('<rect width="760" height="330" fill="white"/>')
-    ticks = [1, 10, 100, 1000, 10000]
+    ticks = [1, 10, 100, 1000, 10000, 100000]
     panels = (
         (50, "radius, bits", [(r, str(r)) for r in RADII], lambda row: float(row[0]), 0, RADII[-1]),
         (
             430,
             "false pairs a million compared",
-            [(np.log10(t), f"{t:,}") for t in ticks],
+            [(np.log10(t), f"{t:,}" if t > 1 else "≤ 1") for t in ticks],
             lambda row: np.log10(max(1, row[1]["false_per_million"])),
             0,
-            4,
+            5,
         ),
     )
     for left, label, marks, x_of, low, high in panels:

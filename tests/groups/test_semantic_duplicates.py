@@ -179,13 +179,13 @@ def test_no_thread_tile_part_or_bound_changes_the_answer(tmp_path: Path, monkeyp
 
 def test_no_more_rows_are_held_than_the_bound_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     held: list[int] = []
-    unit = semantic_duplicates._unit
+    unit_rows_of = semantic_duplicates.unit_rows_of
 
-    def counted(vectors: Floats, at: npt.NDArray[np.int64]) -> Floats:
-        held.append(len(at))
-        return unit(vectors, at)
+    def counted(vectors: Floats) -> Any:
+        held.append(len(vectors))
+        return unit_rows_of(vectors)
 
-    monkeypatch.setattr(semantic_duplicates, "_unit", counted)
+    monkeypatch.setattr(semantic_duplicates, "unit_rows_of", counted)
     monkeypatch.setattr(semantic_duplicates, "_TILE", 32)
     monkeypatch.setattr(semantic_duplicates, "_HELD_BYTES", 4 * 20 * 150)  # 150 rows of 20 numbers
     found = compute(table(crowded(1000, 20)), tmp_path, clusters=12, iterations=10)

@@ -1,18 +1,18 @@
 """Captions nobody would write, through every operator that reads one: none raises, none takes long, NULL stays NULL.
 
-The operators are those of the registry, with the options of the contract suite: a new one that reads a caption is in
+The operators are those of the registry, with the options of `every_operator`: a new one that reads a caption is in
 here by itself. Time is bounded generously, far above what a batch takes, and far below what a quadratic step would.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
+import every_operator as every
 import pyarrow as pa
 import pytest
 from batches import make_batch, noise, png
@@ -22,12 +22,6 @@ from tiny_clip import save_tiny_clip
 import mmdata
 from mmdata.isolate import StepTracker, compute_rows
 from mmdata.stage import Failed, Group
-
-_spec = importlib.util.spec_from_file_location("contract_suite", Path(__file__).parents[1] / "test_contract_suite.py")
-assert _spec is not None
-assert _spec.loader is not None
-suite = importlib.util.module_from_spec(_spec)  # its operators, options and columns; its tests run elsewhere
-_spec.loader.exec_module(suite)
 
 POISON: dict[str, str] = {
     "empty": "",
@@ -57,17 +51,17 @@ TEN_MB = {
     "combining marks": "é" + "\u0301" * 5_000_000,
 }
 SECONDS = 30  # for one operator and one batch, on a machine that is busy
-TEXT_STAGES = [n for n in suite.STAGES if "caption" in suite.bound(n)[1].reads]
+TEXT_STAGES = [n for n in every.STAGES if "caption" in every.first_contract(n).reads]
 # Opening it takes half a minute on a busy machine, and its texts go through embed_text's encoder.
 NAMED = [pytest.param(n, marks=pytest.mark.long) if n == "score_conse" else n for n in TEXT_STAGES]
-TEXT_GROUPS = [n for n in suite.GROUPS if "caption" in suite.bound(n)[1].reads]
+TEXT_GROUPS = [n for n in every.GROUPS if "caption" in every.first_contract(n).reads]
 
 
 def batch_of(name: str, captions: list[str | None]) -> Any:
-    contract = suite.bound(name)[1]
+    contract = every.bound(name)[1]
     rows = len(captions)
     others = [c for c in contract.reads if c not in ("image", "caption")]
-    columns = {c: suite.COLUMNS[c].take(pa.array([0] * rows)) for c in others}
+    columns = {c: every.COLUMNS[c].take(pa.array([0] * rows)) for c in others}
     columns["caption"] = pa.array(captions, pa.string())
     pictures = [noise(24, 24, 0)] * rows if "image" in contract.reads else None
     return make_batch(pictures, **columns)
@@ -75,7 +69,7 @@ def batch_of(name: str, captions: list[str | None]) -> Any:
 
 def answers(name: str, captions: list[str | None]) -> list[Any]:
     """What the stage says of each caption, as the runner asks; in less than `SECONDS`."""
-    stage, contract = suite.opened(name, 4 if name in suite.MODEL_STAGES else None)
+    stage, contract = every.opened(name, 4 if name in every.MODEL_STAGES else None)
     start = time.monotonic()
     found = compute_rows(stage, contract, batch_of(name, captions), StepTracker(name))
     assert time.monotonic() - start < SECONDS
@@ -121,7 +115,7 @@ def test_ten_megabytes_take_bounded_time(name: str, kind: str):
 
 @pytest.mark.parametrize("name", TEXT_GROUPS)
 def test_groups_take_any_caption(name: str, tmp_path: Path):
-    group, contract = suite.bound(name)
+    group, contract = every.bound(name)
     assert isinstance(group, Group)
     captions = [*POISON.values(), None, *TEN_MB.values(), "a red bicycle"]
     batch = batch_of(name, captions)
