@@ -59,7 +59,7 @@ EXTRAS: dict[str, Extra] = {
         {"pyahocorasick": 1, "timm": 18 + sum(_TORCH.values())},
     ),
     "minhash": Extra("hash_text: MinHash signatures", {"rensa": 2, "xxhash": 1}),
-    "faiss": Extra("semantic_duplicates, cluster_images: clusters of embeddings", {"faiss-cpu": 66, "threadpoolctl": 1}),
+    "faiss": Extra("semantic_duplicates, cluster_images: clusters", {"faiss-cpu": 66, "threadpoolctl": 1}),
     "s3": Extra("datasets and sources on s3://", {"s3fs": 35}),
     "gcs": Extra("datasets and sources on gs://", {"gcsfs": 45}),
     "azure": Extra("datasets and sources on abfs://", {"adlfs": 25}),

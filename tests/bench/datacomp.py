@@ -78,7 +78,8 @@ def run(folder: Path, name: str, steps: list[Any]) -> float:
     recipe |= {"fetch": {"shard_rows": SHARD_ROWS}, "steps": steps}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     began = time.perf_counter()
-    command = [sys.executable, "-c", "from mmdata.cli import main; main()", "run", str(folder / "recipe.yaml"), "--quiet", "--runner", "processes"]
+    arguments = ["run", str(folder / "recipe.yaml"), "--quiet", "--runner", "processes"]
+    command = [sys.executable, "-c", "from mmdata.cli import main; main()", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -95,7 +96,7 @@ def ask(dataset: str, name: str) -> float:
     }[name]
     ds = mmdata.open(dataset)
     began = time.perf_counter()
-    ds.sql(f"SELECT uid FROM rows WHERE {where}").fetch_arrow_table()
+    ds.sql(f"SELECT uid FROM rows WHERE {where}").to_arrow_table()
     return time.perf_counter() - began
 
 
