@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from mmdata.errors import RecipeError
-from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_schema
+from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema
 from mmdata.groups.hamming import distinct_in_order
 from mmdata.groups.lsh import Similarity, choose_bands, component_clusters, runs_of, star_clusters
 from mmdata.models.shingles import Normal, Shingled, Shingling, Unit, digests, jaccard, shingle
@@ -151,6 +151,7 @@ class MinhashDuplicates(Group[MinhashDuplicatesOptions]):
         likeness = np.ones(len(order), np.float32)
         likeness[present] = alike[which]
         columns = cluster_columns(self.label, rows.read(["key"]).take(pa.array(order)), first)
+        self.remark = cluster_remark(self.label, columns)
         columns[f"{self.label}_similarity"] = likeness
         return {n: v[visit] if isinstance(v, np.ndarray) else v.take(pa.array(visit)) for n, v in columns.items()}
 

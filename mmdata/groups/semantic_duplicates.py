@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_schema
+from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema
 from mmdata.groups.embedded import Embedded, KMeansOptions
 from mmdata.models.cosines import Rows, Vectors, cosines_of, in_threads, spans, take_better, unit_rows_of, vectors_of
 from mmdata.models.kmeans import NEEDS
@@ -121,7 +121,9 @@ class SemanticDuplicates(Group[SemanticDuplicatesOptions]):
             "cluster": pa.array(cluster, mask=~embedded.there),
             "distance": pa.array(1 - cosine, mask=~embedded.there),
         }
-        return {f"{self.label}_{name}": values for name, values in found.items()}
+        columns = {f"{self.label}_{name}": values for name, values in found.items()}
+        self.remark = cluster_remark(self.label, columns)
+        return columns
 
     def _order(self, embedded: Embedded, cluster: Positions, cosine: npt.NDArray[np.float32]) -> Positions:
         """(N,) positions of rows: cluster by cluster, those without an embedding last, each in the order of `keep`."""

@@ -428,7 +428,8 @@ def test_one_that_is_cancelled_leaves_nothing_behind(server: BadServer) -> None:
         async with Client(LIMITS) as client:
             for path in ("/slow/30", "/drip", "/endless"):
                 task = asyncio.create_task(ask(client, server.url(path)))
-                await asyncio.sleep(0.1)
+                while not sockets(client):
+                    await asyncio.sleep(0.001)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
