@@ -62,7 +62,8 @@ def make_pool(folder: Path, rows: int, shard_rows: int) -> None:
         vectors = directions[rng.integers(0, 50, count)] + rng.normal(size=(count, WIDTH)).astype(np.float32)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).reshape(-1)), WIDTH)
         pq.write_table(pa.table({"uid": uids, "l14_img": lists}), folder / "embeddings" / f"{number:04d}.parquet")
-    np.save(folder / "targets.npy", directions[:10])
+    wanted = np.random.default_rng(0).normal(size=(5_000, WIDTH)).astype(np.float32)
+    np.save(folder / "targets.npy", directions[np.arange(5_000) % 10] + wanted)
 
 
 def recipe(folder: Path, shard_rows: int) -> dict[str, Any]:
