@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import held_rows
 import pyarrow as pa
 import pytest
 import synthetic
@@ -12,7 +14,9 @@ from pydantic import ValidationError
 import mmdata
 from mmdata.errors import RecipeError
 from mmdata.groups.exact_duplicates import ExactDuplicates, ExactDuplicatesOptions
+from mmdata.groups.minhash_duplicates import MinhashDuplicates, MinhashDuplicatesOptions
 from mmdata.groups.near_duplicates import NearDuplicates, NearDuplicatesOptions
+from mmdata.groups.semantic_duplicates import SemanticDuplicates, SemanticDuplicatesOptions
 
 # px, and levels of grey; flat pictures of any grey but black have one hash
 PICTURES = [(40, 90), (80, 10), (60, 200), (80, 30)]
@@ -79,3 +83,17 @@ def test_remarks():
         )
     )
     assert near.remark.startswith("no rows")
+
+
+def test_remarks_of_groups_that_stream(tmp_path: Path):
+    """Rows a and c are alike."""
+    vectors = pa.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], pa.list_(pa.float16(), 2))
+    signatures = pa.array([[1] * 16, list(range(2, 18)), [1] * 16], pa.list_(pa.uint32(), 16))
+    rows = pa.table({"row_id": range(3), "key": list("abc"), "clip_image_embedding": vectors, "minhash": signatures})
+    groups = [
+        SemanticDuplicates(SemanticDuplicatesOptions(keep="first")),
+        MinhashDuplicates(MinhashDuplicatesOptions()),
+    ]
+    for group in groups:
+        held_rows.compute(group, rows, tmp_path)
+        assert group.remark == "2 clusters, the largest of 2 rows (first: a)"
