@@ -23,6 +23,7 @@ from mmdata.progress import FetchLine
 from mmdata.shard_layout import complete_layouts
 from mmdata.sources.adopted import AdoptingSource
 from mmdata.sources.urls import GIVEN, UrlSource
+from mmdata.work import journal_folder
 
 __all__ = ["Intake"]
 
@@ -117,3 +118,6 @@ class Intake:
             self._document.sources[number] |= {"first_shard": first, "shards": count}
         update_dataset(self._proved.store, self._document)
         complete_layouts(self._proved.store, self._document.sources, self._recipe.fetch)
+        # A worker that an earlier run stopped between its shard's commit and the end of its notes left these.
+        for note in journal_folder(self._document.id).glob("ingest-*"):
+            note.unlink(missing_ok=True)

@@ -191,5 +191,4 @@ def test_the_disk_is_full(what: str, runner: tuple[str, ...], place: Place, undi
         if place.dataset.exists():
             _is_whole(place)
         make_room()
-        # A worker that is stopped after its shard is committed, and before it forgets its notes, leaves these.
-        _goes_on(place, runner, undisturbed, leaves="journal")
+        _goes_on(place, runner, undisturbed)

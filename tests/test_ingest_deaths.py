@@ -19,9 +19,11 @@ from server import JPEG, BadServer
 import mmdata
 from mmdata.errors import RetryableError
 from mmdata.ingest_journal import IngestJournal
+from mmdata.ledger import dataset_document
 from mmdata.pool import Finished, Item
 from mmdata.repeats import Repeats
 from mmdata.store import Store
+from mmdata.work import journal_folder
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DEADLY = JPEG + faulty.KILLER
@@ -119,3 +121,24 @@ def test_the_shard_of_a_dead_worker_is_fetched_again_under_another_attempt(tmp_p
     assert again is not None
     assert again.attempt != item.attempt
     assert (again.kind, again.shard) == ("ingest", 3)
+
+
+def test_notes_of_shards_that_are_there_go_when_the_sources_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is stopped after its shard's commit leaves its note, and no later run works on that shard."""
+    monkeypatch.setenv("MMDATA_SCRATCH", str(tmp_path / "scratch"))
+    sources = []
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"text": [name]}), tmp_path / f"{name}.parquet")
+        sources.append({"kind": "parquet", "media": "none", "path": str(tmp_path / f"{name}.parquet")})
+    document = {"name": "grows", "dataset": str(tmp_path / "dataset")}
+    mmdata.run({**document, "source": sources[:1]}, runner="inline")
+    found = dataset_document(Store(document["dataset"]))
+    assert found is not None
+    note = journal_folder(found.id) / "ingest-00000"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text("s one-that-was-stopped\n+0\n")
+    ds = mmdata.run({**document, "source": sources}, runner="inline")
+    assert ds.sql("SELECT caption FROM samples ORDER BY row_id").fetchall() == [("a",), ("b",)]
+    assert not note.exists()
