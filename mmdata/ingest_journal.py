@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmdata.errors import RetryableError
 
-__all__ = ["IngestJournal"]
+__all__ = ["IngestJournal", "forget_ingests"]
 
 DEATHS_ALONE = 2  # a picture that killed its worker so often while alone is given up
 DEATHS_IN_A_ROW = 20  # so many deaths with no picture decoded in between are not the pictures' doing
@@ -95,6 +95,12 @@ class IngestJournal:
         self.given_up = frozenset(row for row, count in deaths.items() if count >= DEATHS_ALONE)
         # Rows that have killed a worker alone come last, so that the others' innocence is on record by then.
         self.suspects = sorted(suspects - self.given_up, key=lambda row: (deaths[row], row))
+
+
+def forget_ingests(folder: Path) -> None:
+    """Every shard is in; a worker that was stopped between its shard's commit and `forget` has left its journal."""
+    for journal in folder.glob("ingest-*"):
+        journal.unlink(missing_ok=True)
 
 
 def _inside(lines: list[str]) -> set[int]:

@@ -16,6 +16,7 @@ from mmdata.adopt import with_columns
 from mmdata.column_files import shard_name
 from mmdata.errors import StoreError
 from mmdata.fetched_before import FetchedBefore
+from mmdata.ingest_journal import forget_ingests
 from mmdata.ledger import update_dataset
 from mmdata.pool import Finished, IngestContext, Item
 from mmdata.preflight import Proved
@@ -118,6 +119,4 @@ class Intake:
             self._document.sources[number] |= {"first_shard": first, "shards": count}
         update_dataset(self._proved.store, self._document)
         complete_layouts(self._proved.store, self._document.sources, self._recipe.fetch)
-        # A worker that an earlier run stopped between its shard's commit and the end of its notes left these.
-        for note in journal_folder(self._document.id).glob("ingest-*"):
-            note.unlink(missing_ok=True)
+        forget_ingests(journal_folder(self._document.id))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdata.media.grey import shrink
+from mmdata.media.grey import _filter, _taps, shrink
 
 SIZES = [(32, 32), (9, 8), (8, 8)]
 # Around the change of the passes' order, and of strips; a side of 1; long and thin; smaller than the result.
@@ -42,6 +42,19 @@ def test_equals_pillow_at_many_sizes():
         picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         for size, found in zip(SIZES, shrink(picture, SIZES), strict=True):
             assert np.array_equal(found, pillow(picture, size)), (height, width, size)
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(33, "float32"), (341, "float32"), (2500, "float32"), (5700, "float64")])
+def test_the_largest_sums_are_exact(length: int, dtype: str):
+    # Row r is white where a part of the factors of result r has one sign: no picture has larger sums of that part.
+    assert _taps(length, 32)[0][2].dtype == dtype
+    factors = _filter(length, 32)[:, :32]
+    coarse = np.rint(factors / 256)
+    for part in (coarse, factors - 256 * coarse, factors):
+        for sign in (1, -1):
+            row = np.where(sign * part.T > 0, 255, 0).astype(np.uint8)
+            picture = row[:, :, None].repeat(3, axis=2)
+            assert np.array_equal(shrink(picture, [(32, 32)])[0], pillow(picture, (32, 32)))
 
 
 def test_a_picture_of_that_size_is_its_luma():
