@@ -1,5 +1,7 @@
 """The store: published once and whole, or not at all; the three mutable files change only as their writer saw them."""
 
+# long because: the rules of one door, on every kind of store
+
 from __future__ import annotations
 
 import os

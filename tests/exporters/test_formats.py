@@ -3,6 +3,8 @@
 MosaicML streaming and Energon live in `.venv-peers` (see scripts/setup-peers), where this package is installed too.
 """
 
+# long because: one section a format, each with its library
+
 from __future__ import annotations
 
 import hashlib

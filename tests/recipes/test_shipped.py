@@ -4,6 +4,8 @@ Expectations are written by hand from the rules as published. Where a recipe's w
 checkpoint with random weights stands in, and every cosine passes.
 """
 
+# long because: one section a recipe, with its list and its rules worked out by hand
+
 from __future__ import annotations
 
 import io
