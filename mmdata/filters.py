@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -32,14 +31,13 @@ from mmdata.filters_allowed import (
     with_names,
     without_positions,
 )
+from mmdata.sealed_duckdb import MAX_DEPTH, ROWS, TOO_DEEP, connect, rows_of, sentence, shown
 
-__all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order", "renamed"]
+__all__ = ["CheckedExpression", "FilterEngine", "check_filter", "check_order", "order_error", "ordering", "renamed"]
 
 MAX_LENGTH = 10_000  # characters of one expression
-MAX_DEPTH = 100  # levels of nesting; chains of AND and OR count as one level
 _ROUNDS = 4  # a text is canonical when writing it again changes nothing; DuckDB needs two rounds at most
 
-_NAME = "mmdata_rows"  # the table in every query
 _NONE: Mapping[str, str] = {}
 
 
@@ -62,31 +60,9 @@ class CheckedExpression:
         return self.sql.removesuffix(self.direction).rstrip()
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
-    """A connection that reaches no file, no network, no extension and no Python variable, in UTC, one thread."""
-    connection = duckdb.connect(
-        ":memory:",
-        config={
-            "threads": 1,
-            "enable_external_access": False,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "python_enable_replacements": False,
-            "preserve_insertion_order": True,
-        },
-    )
-    for setting in (f"max_expression_depth = {MAX_DEPTH}", "TimeZone = 'UTC'", "enable_progress_bar = false"):
-        connection.execute(f"SET {setting}")
-    # Found by the property tests: DuckDB 2.0 computes a common subexpression before the TRY it stands in, so that one
-    # bad row of `caption::INT > 1 AND caption::INT < 9` fails them all. As written is fast enough, and right.
-    connection.execute("PRAGMA disable_optimizer")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
 @cache
 def _checking() -> tuple[duckdb.DuckDBPyConnection, Catalogue]:
-    connection = _connect()
+    connection = connect()
     return connection, read_catalogue(connection)
 
 
@@ -100,7 +76,7 @@ def check_filter(name: str, sql: str, schema: pa.Schema, later: Mapping[str, str
     try:
         with _checking()[0].cursor() as cursor:
             text, columns = _canonical(cursor, _select(cursor, sql), schema.names, later)
-            with _table(cursor, _row_of_nulls(schema, columns)) as table:
+            with rows_of(cursor, _row_of_nulls(schema, columns)) as table:
                 found = _type(cursor, text, table)
                 if found != "BOOLEAN":
                     raise Refused(f"gives {found}, but a filter must be true or false; compare it with something")
@@ -128,14 +104,14 @@ def check_order(where: str, term: str, schema: pa.Schema) -> CheckedExpression:
             text, columns = _canonical(cursor, tree, schema.names)
             if not columns:
                 raise Refused("reads no column, so it orders nothing; a position such as 1 is not a column")
-            with _table(cursor, _row_of_nulls(schema, columns)) as table:
+            with rows_of(cursor, _row_of_nulls(schema, columns)) as table:
                 found = _type(cursor, text, table)
                 if not _SORTABLE.fullmatch(found):
                     raise Refused(f"gives {found}; order by a number, text, a truth value or a time")
                 _run(cursor, f"SELECT (\n{text}\n) FROM {table}")
                 _run(cursor, f"SELECT 0 FROM {table} ORDER BY TRY({text}) {direction}")
     except Refused as refused:
-        raise RecipeError(f"{where}: the ordering term {_shown(term)} {refused}") from None
+        raise RecipeError(f"{where}: the ordering term {shown(term)} {refused}") from None
     return CheckedExpression(f"{text} {direction}", columns, direction)
 
 
@@ -143,7 +119,7 @@ class FilterEngine:
     """Evaluates checked expressions over Arrow tables, in one private DuckDB connection; one per worker process."""
 
     def __init__(self) -> None:
-        self._connection = _connect()
+        self._connection = connect()
 
     def evaluate(self, table: pa.Table, expression: CheckedExpression) -> npt.NDArray[np.int8]:
         """One outcome per row, (N,) int8 in row order: 1 TRUE, 0 FALSE, -1 NULL, -2 the expression raised.
@@ -153,7 +129,7 @@ class FilterEngine:
         NaN compares as in DuckDB: equal to itself and above every number.
         """
         read = table.select(list(expression.columns)) if expression.columns else _placeholder(len(table))
-        query = f"SELECT coalesce({_outcome(expression.sql)}, -2) AS outcome FROM {_NAME}"
+        query = f"SELECT coalesce({_outcome(expression.sql)}, -2) AS outcome FROM {ROWS}"
         outcome = np.empty(len(read), np.int8)
         waiting = [(0, len(read))]
         while waiting:
@@ -163,7 +139,7 @@ class FilterEngine:
             except (duckdb.ProgrammingError, duckdb.DataError) as error:
                 # Some errors pass through TRY, such as an ESCAPE of two characters: halve until the row is alone.
                 if isinstance(error, duckdb.BinderException | duckdb.CatalogException):
-                    raise RecipeError(f"a checked filter no longer fits its columns: {_sentence(error)}") from None
+                    raise RecipeError(f"a checked filter no longer fits its columns: {sentence(error)}") from None
                 middle = (start + stop) // 2
                 waiting += [(start, middle), (middle, stop)] if stop - start > 1 else []
                 outcome[start:stop] = -2
@@ -178,8 +154,8 @@ class FilterEngine:
             return None
         listed = ", ".join(f"coalesce({_outcome(e.sql)}, -2) AS o{i}" for i, e in enumerate(expressions))
         try:
-            with _table(self._connection, read):
-                found = self._connection.execute(f"SELECT {listed} FROM {_NAME}").fetchnumpy()
+            with rows_of(self._connection, read):
+                found = self._connection.execute(f"SELECT {listed} FROM {ROWS}").fetchnumpy()
         except (duckdb.ProgrammingError, duckdb.DataError):
             return None
         return [np.asarray(found[f"o{i}"], np.int8) for i in range(len(expressions))]
@@ -189,24 +165,33 @@ class FilterEngine:
 
         A term that raises for a row counts as NULL there; RecipeError for the few errors that TRY lets through.
         """
-        read = sorted({"row_id", *(column for term in terms for column in term.columns)})
-        position = "position"
-        while position.casefold() in {column.casefold() for column in read}:
-            position += "_"
+        read, position, query = ordering(terms)
         numbered = table.select(read).append_column(position, pa.array(np.arange(len(table))))
-        by = ", ".join([*(f"TRY({term.value}) {term.direction}" for term in terms), "row_id"])
         try:
-            found = self._fetch(numbered, f"SELECT {position} FROM {_NAME} ORDER BY {by}", position)
+            return np.asarray(self._fetch(numbered, query, position), np.int64)
         except (duckdb.ProgrammingError, duckdb.DataError) as error:
-            shown = _shown(", ".join(term.sql for term in terms))
-            raise RecipeError(f"the order {shown} {_sentence(error)}") from None
-        return np.asarray(found, np.int64)
+            raise order_error(terms, error) from None
 
     def _fetch(self, table: pa.Table, query: str, column: str) -> npt.NDArray[Any]:
         """One column of a query over the table."""
-        with _table(self._connection, table):
+        with rows_of(self._connection, table):
             found: npt.NDArray[Any] = self._connection.execute(query).fetchnumpy()[column]
         return found
+
+
+def ordering(terms: Sequence[CheckedExpression]) -> tuple[list[str], str, str]:
+    """The columns that the terms read, a name for one of positions beside them, and the query that sorts it."""
+    read = sorted({"row_id", *(column for term in terms for column in term.columns)})
+    position = "position"
+    while position.casefold() in {column.casefold() for column in read}:
+        position += "_"
+    by = ", ".join([*(f"TRY({term.value}) {term.direction}" for term in terms), "row_id"])
+    return read, position, f"SELECT {position} FROM {ROWS} ORDER BY {by}"
+
+
+def order_error(terms: Sequence[CheckedExpression], error: duckdb.Error) -> RecipeError:
+    """What to raise for an ordering that DuckDB refuses."""
+    return RecipeError(f"the order {shown(', '.join(term.sql for term in terms))} {sentence(error)}")
 
 
 def _outcome(text: str) -> str:
@@ -216,19 +201,6 @@ def _outcome(text: str) -> str:
 
 def _placeholder(rows: int) -> pa.Table:
     return pa.table({"nothing": np.zeros(rows, np.int8)})
-
-
-@contextmanager
-def _table(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[str]:
-    """The table under a name that queries of this connection can use."""
-    try:
-        connection.register(_NAME, table)
-    except duckdb.NotImplementedException as error:
-        raise Refused(_sentence(error)) from None
-    try:
-        yield _NAME
-    finally:
-        connection.unregister(_NAME)
 
 
 def _canonical(
@@ -305,17 +277,17 @@ def _parse(cursor: duckdb.DuckDBPyConnection, text: str, query: str) -> dict[str
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise Refused("contains a NUL or half a character, which SQL text cannot hold")
     if _open_brackets(text) > 2 * MAX_DEPTH:
-        raise Refused(_TOO_DEEP)
+        raise Refused(TOO_DEEP)
     try:
         ((answer,),) = cursor.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
         parsed = without_positions(json.loads(answer))
     except duckdb.Error as error:
-        raise Refused(_sentence(error)) from None
+        raise Refused(sentence(error)) from None
     except RecursionError:
-        raise Refused(_TOO_DEEP) from None
+        raise Refused(TOO_DEEP) from None
     if parsed.get("error"):
         message = parsed.get("error_message", "syntax error")
-        raise Refused(_SEVERAL if "Only SELECT statements" in message else _sentence(message))
+        raise Refused(_SEVERAL if "Only SELECT statements" in message else sentence(message))
     statements = parsed["statements"]
     if len(statements) != 1 or statements[0].get("named_param_map"):
         raise Refused(_SEVERAL)
@@ -337,7 +309,7 @@ def _write(cursor: duckdb.DuckDBPyConnection, expression: dict[str, Any]) -> str
     try:
         ((text,),) = cursor.execute("SELECT json_deserialize_sql(?)", [statement]).fetchall()
     except duckdb.Error as error:
-        raise Refused(_sentence(error)) from None
+        raise Refused(sentence(error)) from None
     return str(text).removeprefix("SELECT ")
 
 
@@ -377,20 +349,7 @@ def _run(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
     try:
         return cursor.execute(query).fetchall()
     except duckdb.Error as error:
-        raise Refused(_sentence(error)) from None
+        raise Refused(sentence(error)) from None
 
 
 _SEVERAL = "must be one expression, not several statements and not one with parameters"
-_TOO_DEEP = f"is nested too deeply; the limit is {MAX_DEPTH} levels"
-
-
-def _sentence(error: duckdb.Error | str) -> str:
-    """What DuckDB complains of, on one line, without its hints and its picture of the query."""
-    first = str(error).strip().partition("\n")[0]
-    if "expression depth" in first:
-        return _TOO_DEEP
-    return "does not work as SQL: " + re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).rstrip(".")[:300]
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "…")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,9 @@ import pyarrow as pa
 
 from mmdata.errors import ContractError
 from mmdata.filters import FilterEngine
+from mmdata.groups.mapped import Mapped
 from mmdata.plan import PlannedStep
+from mmdata.row_order import order_of_parts
 from mmdata.stage import OlderRows
 from mmdata.survivors import Mask, ShardView
 
@@ -57,5 +60,17 @@ class SurvivingRows:
         """See `GroupRows`."""
         if not self.step.order:
             return np.arange(len(self))
+        return self.engine.order(self.read(self._ordering()), self.step.order)
+
+    def visit_order_in(self, scratch: Path) -> npt.NDArray[np.int64] | None:
+        """See `GroupRows`."""
+        if not self.step.order or not len(self):
+            return None
+        order: npt.NDArray[np.int64] = Mapped(scratch).array(np.int64, len(self))
+        order_of_parts(self.parts(self._ordering()), self.step.order, scratch, order)
+        return order
+
+    def _ordering(self) -> list[str]:
+        """The columns that the `prefer` terms read, without row_id."""
         named = dict.fromkeys(column for term in self.step.order for column in term.columns)
-        return self.engine.order(self.read([c for c in named if c != "row_id"]), self.step.order)
+        return [c for c in named if c != "row_id"]

@@ -4,15 +4,18 @@ The group's identity holds the digest of the rows it saw, so any change of the s
 set. Which rows those are stands in `survivors.tracks`.
 
 The input columns of all its rows are held in memory at once, as Arrow (never media, never Python objects), and so is
-its answer: for duplicates of a 64-bit hash some 100 bytes a row beside what the group itself needs, 1 GB for ten
+its answer: for duplicates of a 64-bit value some 100 bytes a row beside what the group itself needs, 1 GB for ten
 million; twice the inputs while rows are put into the order of `prefer`. A group that fails single rows (cells of
 `Failed`) or writes lists is looked at cell by cell, at some hundred bytes more. A group that `streams` reads a shard's
-inputs at a time, and as often as it likes; of its rows only the answer is held.
+inputs at a time, and as often as it likes; of its rows only the answer is held, and where that is arrays over files in
+scratch (`groups.visited_rows`) it is not copied: a shard's part of it is read when that shard is published.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,25 +107,29 @@ class GroupJob:
         assert operator is not None
         assert issubclass(operator, Group)
         assert contract is not None
-        try:
-            group = operator(self._step.options)
-            answered = self._streamed(group, contract) if operator.streams else self._at_once(group, contract)
-        except MmdataError:
-            raise
-        except Exception as error:
-            raise ContractError(
-                f"group {self._step.name} failed over its {self.rows} rows ({type(error).__name__}: {error}"
-                f"{at(error)}); mend the group or its options and run again"
-            ) from error
-        if group.remark:
-            say(group.remark)
-        return self._publish(bound, answered, tick)
+        with ExitStack() as stack:
+            try:
+                group = operator(self._step.options)
+                if operator.streams:
+                    # Kept until the answer is published: it may lie there.
+                    answered = self._streamed(group, contract, stack.enter_context(scratch_folder()))
+                else:
+                    answered = self._at_once(group, contract)
+            except MmdataError:
+                raise
+            except Exception as error:
+                raise ContractError(
+                    f"group {self._step.name} failed over its {self.rows} rows ({type(error).__name__}: {error}"
+                    f"{at(error)}); mend the group or its options and run again"
+                ) from error
+            if group.remark:
+                say(group.remark)
+            return self._publish(bound, answered, tick)
 
-    def _streamed(self, group: Group[Any], contract: Contract) -> pa.Table:
+    def _streamed(self, group: Group[Any], contract: Contract, scratch: Path) -> pa.Table:
         """The answer of a group that streams, in row order."""
         rows = SurvivingRows(self._step, self._alive, self._view, self._engine, self._older)
-        with scratch_folder() as scratch:
-            return _answered(group.name, contract, group.compute_streamed(rows, scratch), len(rows))
+        return _answered(group.name, contract, group.compute_streamed(rows, scratch), len(rows))
 
     def _at_once(self, group: Group[Any], contract: Contract) -> pa.Table:
         """The answer of a group that sees all rows at once, put back into row order."""
@@ -161,7 +168,7 @@ def _answered(operator: str, contract: Contract, answer: Any, rows: int) -> pa.T
     Whole arrays of finite numbers and text stay arrays; anything else is looked at cell by cell.
     """
     arrays = _plain_arrays(contract.writes, answer, rows)
-    reason = pa.nulls(rows, pa.string())
+    reason = _no_reasons(rows)
     if arrays is None:
         results = checked_columns(operator, contract, answer, rows)
         reason = pa.array([r.reason if isinstance(r, Failed) else None for r in results], pa.string())
@@ -169,6 +176,13 @@ def _answered(operator: str, contract: Contract, answer: Any, rows: int) -> pa.T
             pa.array([None if isinstance(r, Failed) else r[f.name] for r in results], f.type) for f in contract.writes
         ]
     return pa.table([*arrays, reason], names=[*contract.writes.names, "reason"])
+
+
+def _no_reasons(rows: int) -> pa.ChunkedArray:
+    """NULLs, in the memory of a few."""
+    few = pa.nulls(min(rows, 1 << 16), pa.string())
+    chunks = [few] * (rows // len(few)) + [few.slice(0, rows % len(few))] if rows else [few]
+    return pa.chunked_array(chunks, pa.string())
 
 
 def _plain_arrays(schema: pa.Schema, answer: Any, rows: int) -> list[Any] | None:

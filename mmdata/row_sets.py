@@ -6,6 +6,7 @@ Only promises: `older_rows` keeps those of `OlderRows`, `group_rows` those of `G
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -48,3 +49,6 @@ class GroupRows(Protocol):
 
     def visit_order(self) -> npt.NDArray[np.int64]:
         """(N,) int64: positions in row order, in the order of the `prefer` terms, ties by row_id."""
+
+    def visit_order_in(self, scratch: Path) -> npt.NDArray[np.int64] | None:
+        """As `visit_order`, in bounded memory: the array lies in a file in `scratch`. None: in row order."""

@@ -73,15 +73,17 @@ class Look(Group[LookOptions]):
         shown: list[weakref.ref[pa.Table]] = []
         most = 0
         numbers, sums = [], []
-        for again in range(2):
+        for time in range(2):
             sums = []
             for part in rows.parts(self.ask or [of]):
                 shown.append(weakref.ref(part))
                 most = max(most, sum(len(t) for t in [ref() for ref in shown] if t is not None))
-                numbers.append((again, part.column("row_id").to_pylist()))
+                numbers.append((time, part.column("row_id").to_pylist()))
                 sums += [None if v is None else float(np.sum(v, dtype=np.float64)) for v in part.column(of).to_pylist()]
                 del part
         order = rows.visit_order()
+        again = rows.visit_order_in(scratch)
+        assert np.array_equal(order, np.arange(len(rows)) if again is None else again)
         type(self).seen = {
             "parts": numbers,
             "type": rows.read([of]).schema.field(of).type,
@@ -90,6 +92,7 @@ class Look(Group[LookOptions]):
             "most": most,
             "visited": rows.read(["number"]).column("number").to_numpy()[order].tolist(),
             "scratch": scratch,
+            "in_row_order": again is None,
             "older": None if rows.older is None else [p.column("place").to_pylist() for p in rows.older.parts()],
         }
         place = np.empty(len(rows), np.int64)
@@ -142,6 +145,7 @@ def test_shows_every_survivor_shard_by_shard_in_row_order(tmp_path: Path):
     assert seen["type"] == VECTOR
     assert seen["most"] <= 16, "rows of more than one shard were held at once"
     assert seen["older"] is None
+    assert seen["in_row_order"]
     assert not seen["scratch"].exists()
     found = ds.sql("SELECT number, look_sum, look_place FROM samples WHERE look_place IS NOT NULL ORDER BY row_id")
     assert found.fetchall() == [
@@ -157,6 +161,7 @@ def test_visits_in_the_order_of_prefer_and_answers_in_row_order(tmp_path: Path):
     ds = mmdata.run({**document, "steps": steps(prefer=["number % 5 desc", "number"])}, runner="inline")
     order = sorted(survivors(), key=lambda n: (-(n % 5), n))
     assert Look.seen["visited"] == order
+    assert not Look.seen["in_row_order"]
     found = ds.sql("SELECT number, look_place FROM samples WHERE look_place IS NOT NULL ORDER BY row_id").fetchall()
     assert found == [(n, order.index(n)) for n in survivors()]
     tied = mmdata.run({**document, "steps": steps(prefer=["number % 5"])}, runner="inline")

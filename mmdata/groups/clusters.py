@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mmdata.stage import OlderRows, Options, OrderBy
 
-__all__ = ["VisitOrder", "cluster_columns", "cluster_remark", "cluster_schema", "older_columns"]
+__all__ = ["VisitOrder", "cluster_columns", "cluster_remark", "cluster_schema", "older_columns", "remark_of"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -95,8 +95,12 @@ def cluster_remark(label: str, columns: Mapping[str, Any]) -> str:
     # A cluster of n rows has one of rank n, also where its first row is an older one.
     clusters = int((ranks == counts).sum())
     largest = int(np.argmax(counts))
-    first = columns[f"{label}_of"][largest]
-    return f"{clusters:,} clusters, the largest of {int(counts[largest]):,} rows (first: {first})"
+    return remark_of(clusters, int(counts[largest]), str(columns[f"{label}_of"][largest]))
+
+
+def remark_of(clusters: int, largest: int, first: str) -> str:
+    """What a run says of so many clusters; `first` is the key of the first row of the largest."""
+    return f"{clusters:,} clusters, the largest of {largest:,} rows (first: {first})"
 
 
 def older_columns(label: str, table: pa.Table, first: Positions, place: Positions, older: OlderRows) -> dict[str, Any]:

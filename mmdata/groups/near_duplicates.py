@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +12,20 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.errors import RecipeError
-from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema, older_columns
-from mmdata.groups.hamming import close_between, component_clusters, distinct_in_order, roots, star_clusters, unite
+from mmdata.groups.clusters import VisitOrder, cluster_schema
+from mmdata.groups.equal_hashes import Distinct, collapse
+from mmdata.groups.hamming import close_between, component_clusters, star_clusters, to_roots, unite
+from mmdata.groups.mapped import Mapped, Positions, count_up, gathered, stretches
 from mmdata.groups.near_pairs import LONG_RUN, Skew
+from mmdata.groups.reached_rows import Reach, Reached
+from mmdata.groups.visited_rows import OlderFirsts, VisitedRows
 from mmdata.stage import (
     ColumnName,
     Columns,
     Contract,
     DatasetPath,
     Group,
+    GroupRows,
     OlderRows,
     parse_schema,
 )
@@ -27,7 +33,6 @@ from mmdata.stage import (
 __all__ = ["NearDuplicates", "NearDuplicatesOptions"]
 
 Hashes = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.int64]
 _FAR = np.iinfo(np.int64).max
 
 
@@ -66,13 +71,16 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
 
     Flat pictures of any colour have one and the same pHash, and count as duplicates. Cost grows with the number of
     distinct hashes, mildly up to a distance of about 6, more steeply beyond, and for `component` with the pairs that
-    lie close; it uses up to eight cores. About 100 bytes a row, 200 MB a core and at most 1 GB of close pairs.
+    lie close; it uses up to eight cores. Out of core: rows are read a shard at a time, and all that has a value per row
+    or close pair lies in a scratch folder (about 140 bytes a row, up to 200 with `prefer`; 8 a pair, of which at most
+    33 million are held). In memory some 300 MB, whatever the number of rows, and the columns of a million older ones.
     Source: candidate pairs by the block-permutation index of Manku, Jain and Das Sarma 2007; see `near_pairs`.
     """
 
     name = "near_duplicates"
     version = 1
     label = "near_duplicates"
+    streams: ClassVar[bool] = True
 
     def __init__(self, options: NearDuplicatesOptions) -> None:
         super().__init__(options)
@@ -89,88 +97,104 @@ class NearDuplicates(Group[NearDuplicatesOptions]):
         """RecipeError when `of` holds no 64-bit numbers."""
         _require_hashes(options.of, schema.field(options.of).type)
 
-    def compute(self, rows: pa.Table) -> Columns:
+    def compute_streamed(self, rows: GroupRows, scratch: Path) -> Columns:
         """One cluster a row; RecipeError when `of` holds no 64-bit numbers."""
-        hashes, missing = _hashes(rows, self.options.of)
-        first = np.arange(len(rows))
-        present = np.flatnonzero(~missing)
-        first[present] = present[self._clusters(hashes[present])]
-        distance = np.bitwise_count(hashes ^ hashes[first]).astype(np.int32)
-        columns = cluster_columns(self.label, rows, first)
-        self.remark = self._remark(columns)
+        visited = VisitedRows(rows, scratch)
+        mapped, many = visited.mapped, len(visited)
+        hashes: Hashes = mapped.array(np.uint64, many)
+        there: npt.NDArray[np.bool_] = mapped.array(np.bool_, many)
+        for visits, part in visited.read([self.options.of]):
+            hashes[visits], missing = _hashes(part, self.options.of)
+            there[visits] = ~missing
+        distinct = collapse(hashes, there, mapped)
+        del there
+        if rows.older is None:
+            centre, reached, firsts = self._clusters(distinct.hashes, mapped), None, None
+        else:
+            find = self._star if self.options.link == "star" else self._components
+            centre, reached = find(distinct.hashes, rows.older, mapped)
+            firsts = OlderFirsts(rows.older, reached.places, mapped)
+        cluster = _by_visit(distinct, centre, reached, mapped)
+        columns, remark = visited.columns(self.label, cluster, firsts)
+        distance: npt.NDArray[np.int32] = mapped.array(np.int32, many)
+        for some in stretches(many):
+            visits = visited.visits(some)
+            first = cluster[visits]
+            ends = hashes[np.minimum(first, many - 1)]
+            if reached is not None:
+                ends[first >= many] = reached.hashes[first[first >= many] - many]
+            distance[some] = np.bitwise_count(hashes[visits] ^ ends)
+        self.remark = remark + self._unevenness()
         return {**columns, f"{self.label}_distance": distance}
 
-    def _clusters(self, hashes: Hashes) -> Positions:
+    def _clusters(self, hashes: Hashes, mapped: Mapped) -> Positions:
         cluster = star_clusters if self.options.link == "star" else component_clusters
-        return cluster(hashes, self.options.max_distance, self._skew)
+        return cluster(hashes, self.options.max_distance, self._skew, mapped)
 
-    def _remark(self, columns: Columns) -> str:
-        text = cluster_remark(self.label, columns)
-        if self._skew.long_runs:
-            text += (
-                f"; the hashes are uneven: {self._skew.long_runs:,} times more than {LONG_RUN:,} of them, at most "
-                f"{self._skew.longest:,}, agree in the bits of one sort (all were compared)"
-            )
-        return text
+    def _unevenness(self) -> str:
+        if not self._skew.long_runs:
+            return ""
+        return (
+            f"; the hashes are uneven: {self._skew.long_runs:,} times more than {LONG_RUN:,} of them, at most "
+            f"{self._skew.longest:,}, agree in the bits of one sort (all were compared)"
+        )
 
-    def compute_against(self, rows: pa.Table, older: OlderRows) -> Columns:
-        """As `compute`; the older rows are looked at a part at a time."""
-        hashes, missing = _hashes(rows, self.options.of)
-        present = np.flatnonzero(~missing)
-        distinct, where, which = distinct_in_order(hashes[present])
-        if self.options.link == "star":
-            centre, place, their_hash = self._star(distinct, older)
-        else:
-            centre, place, their_hash = self._components(distinct, older)
-        first = np.arange(len(rows))
-        first[present] = present[where[centre]][which]
-        places = np.full(len(rows), -1)
-        places[present] = place[which]
-        ends = hashes.copy()
-        ends[present] = np.where(place >= 0, their_hash, distinct[centre])[which]
-        columns = older_columns(self.label, rows, first, places, older)
-        self.remark = self._remark(columns)
-        return {**columns, f"{self.label}_distance": np.bitwise_count(hashes ^ ends).astype(np.int32)}
-
-    def _star(self, distinct: Hashes, older: OlderRows) -> tuple[Positions, Positions, Hashes]:
-        """Per distinct hash: its cluster's first here, the place of the first older row within reach, and its hash."""
-        place, their_hash = np.full(len(distinct), -1), np.zeros(len(distinct), np.uint64)
-        for theirs, part_places in _parts(older, self.options.of):
-            left = np.flatnonzero(place < 0)
-            nearest = np.full(len(left), _FAR)
-            for i, j in close_between(theirs, distinct[left], self.options.max_distance, self._skew):
+    def _star(self, distinct: Hashes, older: OlderRows, mapped: Mapped) -> tuple[Positions, Reached]:
+        """Per distinct hash: its cluster's first here, and the first older row within reach."""
+        reached = Reach(len(distinct), mapped)
+        left = count_up(mapped.array(np.int64, len(distinct)))
+        for theirs, places in _parts(older, self.options.of):
+            mine = gathered(mapped, distinct, left)
+            nearest: Positions = mapped.array(np.int64, len(left))
+            nearest[:] = _FAR
+            for i, j in close_between(theirs, mine, self.options.max_distance, self._skew, mapped):
                 np.minimum.at(nearest, j, i)
-            found = nearest < _FAR
-            place[left[found]] = part_places[nearest[found]]
-            their_hash[left[found]] = theirs[nearest[found]]
-        centre = np.arange(len(distinct))
-        own = np.flatnonzero(place < 0)
-        centre[own] = own[self._clusters(distinct[own])]
-        return centre, place, their_hash
+            with mapped.growing(np.int64) as far:
+                for some in stretches(len(left)):
+                    found = nearest[some] < _FAR
+                    at = nearest[some][found]
+                    reached.add(left[some][found], places[at], theirs[at])
+                    far.append(left[some][~found])
+                left = far.array()
+        centre = count_up(mapped.array(np.int64, len(distinct)))
+        own = self._clusters(gathered(mapped, distinct, left), mapped)
+        for some in stretches(len(left)):
+            centre[left[some]] = left[own[some]]
+        return centre, reached.settled()
 
-    def _components(self, distinct: Hashes, older: OlderRows) -> tuple[Positions, Positions, Hashes]:
+    def _components(self, distinct: Hashes, older: OlderRows, mapped: Mapped) -> tuple[Positions, Reached]:
         """As `_star`, over whole components: two rows close to one older row are linked through it."""
-        parent = self._clusters(distinct)
-        place, their_hash = np.full(len(distinct), _FAR), np.zeros(len(distinct), np.uint64)
-        for theirs, part_places in _parts(older, self.options.of):
+        parent = self._clusters(distinct, mapped)
+        reached = Reach(len(distinct), mapped)
+        for theirs, places in _parts(older, self.options.of):
             linked = np.full(len(theirs), -1)  # per older row, a hash of this dataset close to it
-            for i, j in close_between(theirs, distinct, self.options.max_distance, self._skew):
+            for i, j in close_between(theirs, distinct, self.options.max_distance, self._skew, mapped):
                 some, at = np.unique(i, return_index=True)
                 new = linked[some] < 0
                 linked[some[new]] = j[at[new]]
                 unite(parent, linked[i], j)
                 order = np.lexsort((i, j))
                 some, at = np.unique(j[order], return_index=True)
-                reached = i[order][at]
-                better = part_places[reached] < place[some]
-                place[some[better]], their_hash[some[better]] = part_places[reached[better]], theirs[reached[better]]
-        root = roots(parent)
-        order = np.argsort(place, kind="stable")
-        some, at = np.unique(root[order], return_index=True)
-        best = np.arange(len(distinct))
-        best[some] = order[at]
-        place, their_hash = place[best[root]], their_hash[best[root]]
-        return root, np.where(place == _FAR, -1, place), their_hash
+                near = i[order][at]
+                reached.add(some, places[near], theirs[near])
+        to_roots(parent)
+        reached.spread(parent)
+        return parent, reached.settled()
+
+
+def _by_visit(distinct: Distinct, centre: Positions, reached: Reached | None, mapped: Mapped) -> Positions:
+    """Per row the visit of its cluster's first, or, beyond all visits, the number of the older row that is."""
+    many = len(distinct.which)
+    cluster = count_up(mapped.array(np.int64, many))
+    for some in stretches(many):
+        which = distinct.which[some]
+        there = which >= 0
+        first = distinct.where[centre[which[there]]]
+        if reached is not None:
+            older = reached.which[which[there]]
+            first = np.where(older >= 0, many + older, first)
+        cluster[some][there] = first
+    return cluster
 
 
 def _parts(older: OlderRows, name: str) -> Iterator[tuple[Hashes, Positions]]:

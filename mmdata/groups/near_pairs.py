@@ -11,9 +11,9 @@ Skew: a run that is much longer than the average is not compared pair by pair. I
 therefore are left out, and the same search is made among them over the bits that are left, as often as it takes.
 Nothing is capped; `Skew` tells how much there was of it.
 
-Memory: a sort takes 4 M hashes at a time (larger lists go by ranges of the key), some 200 MB per thread, and 4 bytes a
-hash for the keys. Bit-flip probes (Norouzi, Punjani and Fleet 2012) find the same pairs; over whole lists, sorts took
-less time here.
+Memory: what is sorted, 8 bytes a hash and thread, lies in scratch where the caller gives some, and is compared a
+million hashes at a time (of more than two threads: each fewer), with some 100 bytes each. Bit-flip probes (Norouzi,
+Punjani and Fleet 2012) find the same pairs; over whole lists, sorts took less time here.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
+from mmdata.groups.mapped import IN_MEMORY, Mapped, gathered, stretches
+
 __all__ = ["LONG_RUN", "Skew", "close_between", "each_pair"]
 
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
 Pairs = tuple[Positions, Positions]
+Trees = Callable[[Positions], Positions]
 
 _KEY_BITS = 32
-_ROWS = 1 << 22  # sorted at once
+_ROWS = 1 << 20  # compared at once, but for the rows of a longer run
 _PAIRS = 1 << 20  # compared at once in a long run
 _SHORT = 64  # rows of a run whose pairs are compared shift by shift, with all other runs
+_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 LONG_RUN = 4096  # rows of a run that is searched like a list of its own
 _SORT_COST = 24  # of one hash in one sort, in units of one comparison
 
@@ -63,8 +67,10 @@ class _Search:
 
     radius: int
     split: int | None
-    tree: Positions | None
+    tree: Trees | None
     skew: Skew
+    mapped: Mapped
+    rows: int  # compared at once
 
 
 def each_pair(
@@ -73,22 +79,28 @@ def each_pair(
     take: Callable[[Positions, Positions], None],
     *,
     threads: int = 1,
-    tree: Callable[[], Positions] | None = None,
+    tree: Trees | None = None,
     skew: Skew | None = None,
+    mapped: Mapped = IN_MEMORY,
 ) -> None:
     """Call `take(left, right)`, left < right, with blocks of all pairs at most `radius` bits apart, one at a time.
 
-    An exception of `take` ends the search. `tree` gives a number per hash: pairs of equal ones may be left out.
+    An exception of `take` ends the search. `tree` gives a number for each of some positions, never while `take` is at
+    work: pairs of equal ones may be left out. What is sorted lies in `mapped`.
     """
     blocks, kept = _blocks(hashes, radius)
     lock = threading.Lock()
     failed = threading.Event()
-    met = skew or Skew()
+
+    def known(some: Positions) -> Positions:
+        assert tree is not None
+        with lock:
+            return tree(some)
+
+    rows = max(1, _ROWS // max(1, threads // 2))
+    search = _Search(radius, None, known if tree else None, skew or Skew(), mapped, rows)
 
     def run(chosen: tuple[int, ...]) -> None:
-        with lock:
-            known = tree() if tree else None
-        search = _Search(radius, None, known, met)
         try:
             for left, right in _agreeing(hashes, blocks, chosen, search):
                 if failed.is_set():
@@ -110,16 +122,20 @@ def each_pair(
             raise error
 
 
-def close_between(earlier: Hashes, hashes: Hashes, radius: int, skew: Skew | None = None) -> Iterator[Pairs]:
+def close_between(
+    earlier: Hashes, hashes: Hashes, radius: int, skew: Skew | None = None, mapped: Mapped = IN_MEMORY
+) -> Iterator[Pairs]:
     """Blocks of (i, j) with `earlier[i]` and `hashes[j]` at most `radius` bits apart, each pair once.
 
-    Memory is that of both lists twice and of one sort, whatever the number of pairs.
+    Memory is that of one sort, whatever the number of pairs; both lists once more, and what is sorted, are in `mapped`.
     """
     if not len(earlier) or not len(hashes):
         return
-    both = np.concatenate([earlier, hashes])
+    both = mapped.array(np.uint64, len(earlier) + len(hashes))
+    both[: len(earlier)] = earlier
+    both[len(earlier) :] = hashes
     blocks, kept = _blocks(both, radius)
-    search = _Search(radius, len(earlier), None, skew or Skew())
+    search = _Search(radius, len(earlier), None, skew or Skew(), mapped, _ROWS)
     for chosen in combinations(range(len(blocks)), kept):
         for left, right in _agreeing(both, blocks, chosen, search):
             yield left, right - len(earlier)
@@ -129,7 +145,9 @@ def _blocks(hashes: Hashes, radius: int) -> tuple[list[np.uint64], int]:
     """The blocks as masks, over the bits in which the hashes differ, and how many of them a pair shares at least."""
     if len(hashes) < 2:
         return [], 0
-    differing = int(np.bitwise_or.reduce(hashes ^ hashes[0]))
+    differing = 0
+    for some in stretches(len(hashes)):
+        differing |= int(np.bitwise_or.reduce(hashes[some] ^ hashes[0]))
     bits = [b for b in range(64) if differing >> b & 1]
 
     def cost(kept: int) -> float:
@@ -146,8 +164,8 @@ def _blocks(hashes: Hashes, radius: int) -> tuple[list[np.uint64], int]:
 
 def _agreeing(hashes: Hashes, blocks: list[np.uint64], chosen: tuple[int, ...], search: _Search) -> Iterator[Pairs]:
     """The close pairs that agree in the chosen blocks, and not in k that come before."""
-    for order, starts in _runs(hashes, [blocks[c] for c in chosen]):
-        values = hashes[order]
+    for order, starts in _runs(hashes, [blocks[c] for c in chosen], search):
+        values = gathered(_for(search, len(order)), hashes, order)
         ends = np.append(starts[1:], len(order))
         lengths = ends - starts
         search.skew.met(lengths)
@@ -169,7 +187,7 @@ def _is_first(differing: Hashes, blocks: list[np.uint64], chosen: tuple[int, ...
     return found
 
 
-def _runs(hashes: Hashes, masks: list[np.uint64]) -> Iterator[tuple[Positions, Positions]]:
+def _runs(hashes: Hashes, masks: list[np.uint64], search: _Search) -> Iterator[tuple[Positions, Positions]]:
     """Positions sorted by the bits of the masks, ascending among equals, and where each run of equal bits starts.
 
     Some at a time; a run is never cut.
@@ -177,25 +195,41 @@ def _runs(hashes: Hashes, masks: list[np.uint64]) -> Iterator[tuple[Positions, P
     if not masks:
         yield np.arange(len(hashes)), np.zeros(min(1, len(hashes)), np.int64)
         return
-    keys, bits = _keys(hashes, masks)
-    parts = 1
-    while len(hashes) / parts > _ROWS and parts < 1 << bits:
-        parts *= 2
-    for part in range(parts):
-        some = None if parts == 1 else np.flatnonzero(keys >> np.uint32(bits - parts.bit_length() + 1) == part)
-        chosen = keys if some is None else keys[some]
-        both = chosen.astype(np.uint64) << np.uint64(32)
-        both |= np.arange(len(chosen), dtype=np.uint64)
+    with _for(search, len(hashes)).lent(np.uint64, len(hashes)) as both:  # key << 32 | position
+        for some in stretches(len(hashes)):
+            both[some] = _keys(hashes[some], masks).astype(np.uint64) << _HALF
+            both[some] |= np.arange(some.start, some.stop, dtype=np.uint64)
         both.sort()
-        sorted_keys = (both >> np.uint64(32)).astype(np.uint32)
-        order = (both & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        del both
-        starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(order)])
-        yield order if some is None else some[order], starts
+        first = 0
+        while first < len(both):
+            last = _whole_runs(both, first, first + search.rows)
+            order = _for(search, last - first).array(np.int64, last - first)
+            for some in stretches(last - first):
+                order[some] = both[first:last][some] & _LOW
+            starts = np.zeros(1, np.int64)
+            if last - first <= search.rows:  # else it is one run
+                keys = (both[first:last] >> _HALF).astype(np.uint32)
+                starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+                del keys
+            yield order, starts
+            first = last
 
 
-def _keys(hashes: Hashes, masks: list[np.uint64]) -> tuple[npt.NDArray[np.uint32], int]:
-    """The bits of the masks side by side, at most 32 of them, and how many they are."""
+def _for(search: _Search, rows: int) -> Mapped:
+    """Where to put as many values: what is compared at once lies in memory."""
+    return IN_MEMORY if rows <= search.rows else search.mapped
+
+
+def _whole_runs(both: Hashes, first: int, last: int) -> int:
+    """Where to end so that no run is cut: at `last` or before, beyond it where the run at `first` goes further."""
+    if last >= len(both):
+        return len(both)
+    begins = int(np.searchsorted(both, both[last] >> _HALF << _HALF))
+    return begins if begins > first else int(np.searchsorted(both, both[last] | _LOW, side="right"))
+
+
+def _keys(hashes: Hashes, masks: list[np.uint64]) -> npt.NDArray[np.uint32]:
+    """The bits of the masks side by side, at most 32 of them."""
     pieces = []  # (lowest bit, length) of each stretch of set bits
     for mask in masks:
         text = f"{int(mask):064b}"[::-1]
@@ -212,7 +246,7 @@ def _keys(hashes: Hashes, masks: list[np.uint64]) -> tuple[npt.NDArray[np.uint32
             piece = (hashes >> np.uint64(low)) & np.uint64((1 << many) - 1)
             keys |= piece.astype(np.uint32) << np.uint32(used)
             used += many
-    return keys, used
+    return keys
 
 
 def _within_runs(
@@ -220,8 +254,8 @@ def _within_runs(
 ) -> Iterator[Pairs]:
     """Pairs of places in the sort that are close: of every run, and perhaps of neighbours beyond its end."""
     short = lengths <= _SHORT
-    after = np.zeros(len(values), np.uint8)  # how many rows of its run come after each
     if short.any():
+        after = np.zeros(len(values), np.uint8)  # how many rows of its run come after each
         many = lengths[short]
         at = np.repeat(starts[short], many) + _counted(many)
         after[at] = np.repeat(many, many) - 1 - _counted(many)
@@ -254,23 +288,31 @@ def _by_shifts(values: Hashes, after: npt.NDArray[np.uint8], longest: int, radiu
 
 def _within_run(values: Hashes, order: Positions, search: _Search) -> Iterator[Pairs]:
     """All close pairs of one long run."""
-    if search.tree is not None:
-        trees = search.tree[order]
-        if (trees == trees[0]).all():
-            return
+    tree = search.tree
+    if tree is not None and _is_one_tree(tree, order):
+        return
     # Positions ascend in a run: those before the split stand first.
     split = None if search.split is None else int(np.searchsorted(order, search.split))
     if split in (0, len(order)):
         return
     if len(values) > LONG_RUN:
-        tree = None if search.tree is None else search.tree[order]
-        within = _Search(search.radius, split, tree, search.skew)
+        within = replace(search, split=split, tree=None if tree is None else lambda some: tree(order[some]))
         blocks, kept = _blocks(values, search.radius)
         if kept:
             for chosen in combinations(range(len(blocks)), kept):
                 yield from _agreeing(values, blocks, chosen, within)
             return
     yield from _all_pairs(values, split, search.radius)
+
+
+def _is_one_tree(tree: Trees, order: Positions) -> bool:
+    first = None
+    for some in stretches(len(order)):
+        trees = tree(order[some])
+        first = trees[0] if first is None else first
+        if (trees != first).any():
+            return False
+    return True
 
 
 def _all_pairs(values: Hashes, split: int | None, radius: int) -> Iterator[Pairs]:

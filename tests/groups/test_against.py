@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import held_rows
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_steps import small_steps
 
 from mmdata.errors import RecipeError
 from mmdata.groups.exact_duplicates import ExactDuplicates, ExactDuplicatesOptions
@@ -52,14 +57,18 @@ def as_rows(columns: Any, label: str) -> list[dict[str, Any]]:
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
-def near(hashes: Hashes, older: Hashes | None, size: int = 3, **options: Any) -> list[dict[str, Any]]:
+def near(
+    hashes: Hashes, older: Hashes | None, size: int = 3, in_small_steps: bool = False, **options: Any
+) -> list[dict[str, Any]]:
     if older is not None:
         options["against"] = ["pool", "other"]
     group = NearDuplicates(NearDuplicatesOptions(**options))
     rows = rows_of(phash=pa.array(hashes, pa.uint64()))
-    if older is None:
-        return as_rows(group.compute(rows), "near_duplicates")
-    return as_rows(group.compute_against(rows, Older({"phash": pa.array(older, pa.uint64())}, size)), "near_duplicates")
+    steps = small_steps() if in_small_steps else nullcontext()
+    theirs = None if older is None else Older({"phash": pa.array(older, pa.uint64())}, size)
+    with steps, tempfile.TemporaryDirectory() as scratch:
+        columns = held_rows.compute(group, rows, Path(scratch), part_rows=max(1, len(rows) // 3), older=theirs)
+    return as_rows(columns, "near_duplicates")
 
 
 def described(cluster: list[Any], hashes: list[Any], older: list[Any]) -> list[dict[str, Any]]:
@@ -163,6 +172,15 @@ def test_components_against_older_rows(lists: tuple[Hashes, Hashes], radius: int
     hashes, older = lists
     found = near(hashes, older, size, max_distance=radius, link="component")
     assert found == described(component(hashes, older, radius), hashes, older)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lists=crowded(), radius=st.integers(0, 8), size=st.integers(1, 12), link=st.sampled_from(["star", "component"]))
+def test_in_small_steps_over_files(lists: tuple[Hashes, Hashes], radius: int, size: int, link: str):
+    hashes, older = lists
+    clusters = (star if link == "star" else component)(hashes, older, radius)
+    found = near(hashes, older, size, in_small_steps=True, max_distance=radius, link=link)
+    assert found == described(clusters, hashes, older)
 
 
 def test_a_chain_is_one_component():

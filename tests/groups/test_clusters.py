@@ -65,7 +65,7 @@ def test_a_run_shows_how_many_clusters_there_are(document: dict[str, Any], capsy
     assert f"looks: 1 clusters, the largest of 4 rows (first: {key})\n" in capsys.readouterr().err
 
 
-def test_remarks():
+def test_remarks(tmp_path: Path):
     rows = pa.table({"row_id": range(6), "key": list("abcdef"), "sha256": ["x", "y", "x", "z", "x", None]})
     exact = ExactDuplicates(ExactDuplicatesOptions())
     exact.compute(rows)
@@ -75,13 +75,11 @@ def test_remarks():
     low = [value >> 24 for value in spread]  # the upper 24 bits of all are 0
     for hashes, uneven in ((spread, False), (spread[5000:] + low, True)):
         names = [str(i) for i in range(len(hashes))]
-        near.compute(pa.table({"row_id": range(len(hashes)), "key": names, "phash": pa.array(hashes, pa.uint64())}))
+        table = pa.table({"row_id": range(len(hashes)), "key": names, "phash": pa.array(hashes, pa.uint64())})
+        held_rows.compute(near, table, tmp_path, part_rows=5000)
         assert ("times more than 4,096 of them" in near.remark) == uneven
-    near.compute(
-        pa.table(
-            {"row_id": pa.array([], pa.int64()), "key": pa.array([], pa.string()), "phash": pa.array([], pa.uint64())}
-        )
-    )
+    nothing = {"row_id": pa.array([], pa.int64()), "key": pa.array([], pa.string()), "phash": pa.array([], pa.uint64())}
+    held_rows.compute(near, pa.table(nothing), tmp_path)
     assert near.remark.startswith("no rows")
 
 

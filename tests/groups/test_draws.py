@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import xxhash
 
 from mmdata.groups.draws import row_words, text_word, uniform
@@ -34,8 +35,16 @@ def test_a_number_is_the_hash_of_row_and_concept():
     found = uniform(9, *words)
     for row, number in zip(zip(*words, strict=True), found.tolist(), strict=True):
         data = b"".join(int(w).to_bytes(8, "little") for w in row)
-        assert number == ((xxhash.xxh64_intdigest(data, seed=9) >> 11) + 0.5) / 2**53
-    assert (uniform(0, np.arange(100_000, dtype=np.uint64)) < 1).all()
+        assert number == ((xxhash.xxh64_intdigest(data, seed=9) >> 12) + 0.5) / 2**52
+
+
+def test_no_hash_gives_0_or_1(monkeypatch: pytest.MonkeyPatch):
+    """At 1 a row of the smallest chance would never be taken, and one of chance 1 would not be kept."""
+    largest = np.array([0, 2**64 - 1], np.uint64)
+    monkeypatch.setitem(uniform.__globals__, "xxh64", lambda words, seed: largest)
+    least, most = uniform(0, largest)
+    assert 0 < least < 2**-52
+    assert 1 - 2**-52 < most < 1
 
 
 def test_numbers_fill_the_interval_evenly():

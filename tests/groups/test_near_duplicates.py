@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import held_rows
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_steps import small_steps
 
 from mmdata.errors import RecipeError
 from mmdata.groups.near_duplicates import NearDuplicates, NearDuplicatesOptions
@@ -23,9 +27,22 @@ def rows_of(hashes: list[int | None] | pa.Array) -> pa.Table:
 
 
 def compute(rows: pa.Table, distance: int) -> dict[str, list[Any]]:
-    columns = NearDuplicates(NearDuplicatesOptions(max_distance=distance)).compute(rows)
-    found = {name.removeprefix("near_duplicates_"): values for name, values in columns.items()}
-    return {k: v.to_pylist() if hasattr(v, "to_pylist") else v.tolist() for k, v in found.items()}
+    group = NearDuplicates(NearDuplicatesOptions(max_distance=distance))
+    with tempfile.TemporaryDirectory() as scratch:
+        columns = held_rows.compute(group, rows, Path(scratch), part_rows=max(1, len(rows) // 3))
+    named = {name.removeprefix("near_duplicates_"): values for name, values in columns.items()}
+    found = {k: v.to_pylist() if hasattr(v, "to_pylist") else v.tolist() for k, v in named.items()}
+    assert group.remark.partition(";")[0] == remark(found)
+    return found
+
+
+def remark(found: dict[str, list[Any]]) -> str:
+    """Of several largest clusters, that of the row visited first is named."""
+    if not found["count"]:
+        return "no rows"
+    largest = max(found["count"])
+    first = found["of"][found["count"].index(largest)]
+    return f"{len(set(found['id'])):,} clusters, the largest of {largest:,} rows (first: {first})"
 
 
 def brute_force(rows: pa.Table, radius: int) -> dict[str, list[Any]]:
@@ -73,6 +90,15 @@ def crowded(draw: st.DrawFn) -> list[int | None]:
 def test_equals_brute_force(hashes: list[int | None], distance: int):
     rows = rows_of(hashes)
     assert compute(rows, distance) == brute_force(rows, distance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(hashes=crowded(), distance=st.integers(0, 8))
+def test_equals_brute_force_in_small_steps_over_files(hashes: list[int | None], distance: int):
+    rows = rows_of(hashes)
+    with small_steps():
+        found = compute(rows, distance)
+    assert found == brute_force(rows, distance)
 
 
 @settings(max_examples=50, deadline=None)

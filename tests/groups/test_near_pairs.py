@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mmdata.groups import hamming, near_pairs
+from mmdata.groups import hamming, mapped, near_pairs
+from mmdata.groups.mapped import IN_MEMORY, Mapped
 from mmdata.groups.near_pairs import Skew, close_between, each_pair
 
 Hashes = npt.NDArray[np.uint64]
@@ -47,33 +49,37 @@ def pairs(hashes: Hashes, radius: int, **options: Any) -> list[tuple[int, int]]:
 
 
 @pytest.fixture(params=["as it is", "small steps"])
-def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same search with runs that are long from 20 rows on, and sorts of 500 rows."""
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mapped:
+    """The same search with runs that are long from 20 rows on, 500 rows compared at once, and arrays in files."""
     if request.param == "small steps":
         monkeypatch.setattr(near_pairs, "_SHORT", 5)
         monkeypatch.setattr(near_pairs, "LONG_RUN", 20)
         monkeypatch.setattr(near_pairs, "_ROWS", 500)
         monkeypatch.setattr(near_pairs, "_PAIRS", 300)
+        monkeypatch.setattr(hamming, "_TOGETHER", 500)
+        monkeypatch.setattr(mapped, "_STRETCH", 100)
+        monkeypatch.setattr(mapped, "_SHORT_BYTES", 1000)
+        return Mapped(tmp_path)
+    return IN_MEMORY
 
 
-@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("radius", [1, 4, 6, 11])
-def test_every_pair_once(radius: int):
+def test_every_pair_once(radius: int, steps: Mapped):
     hashes = uneven(400, radius)
     expected = {(i, j) for i, j in brute(hashes, hashes, radius) if i < j}
     for threads in (1, 2):
-        found = pairs(hashes, radius, threads=threads)
+        found = pairs(hashes, radius, threads=threads, mapped=steps)
         assert len(found) == len(set(found))
         assert set(found) == expected
     assert len(expected) > 300
 
 
-@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("radius", [0, 4, 6, 11])
-def test_every_pair_of_two_lists_once(radius: int):
+def test_every_pair_of_two_lists_once(radius: int, steps: Mapped):
     hashes = uneven(400, radius)
     earlier, later = np.concatenate([hashes[:400], hashes[:50]]), hashes[300:]  # some in both, some twice
-    found = [p for a, b in close_between(earlier, later, radius) for p in zip(a.tolist(), b.tolist(), strict=True)]
+    blocks = close_between(earlier, later, radius, None, steps)
+    found = [p for a, b in blocks for p in zip(a.tolist(), b.tolist(), strict=True)]
     assert len(found) == len(set(found))
     assert set(found) == brute(earlier, later, radius)
 
@@ -88,18 +94,16 @@ def star(hashes: Hashes, radius: int) -> list[int]:
     return centre.tolist()
 
 
-@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("held", [1 << 25, 3000])
 @pytest.mark.parametrize("radius", [4, 6])
-def test_star_of_many_close_ones(radius: int, held: int, monkeypatch: pytest.MonkeyPatch):
+def test_star_of_many_close_ones(radius: int, held: int, steps: Mapped, monkeypatch: pytest.MonkeyPatch):
     hashes = uneven(800, 40 + radius)
     monkeypatch.setattr(hamming, "_HELD", held)
     monkeypatch.setattr(hamming, "_SMALL", 100)
-    assert hamming.star_clusters(hashes, radius).tolist() == star(hashes, radius)
+    assert hamming.star_clusters(hashes, radius, None, steps).tolist() == star(hashes, radius)
 
 
-@pytest.mark.usefixtures("steps")
-def test_components_of_many_close_ones():
+def test_components_of_many_close_ones(steps: Mapped):
     hashes = uneven(400, 9)
     first = np.arange(len(hashes))  # the smallest position that is reached, until nothing changes
     near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= 4
@@ -108,7 +112,7 @@ def test_components_of_many_close_ones():
         if np.array_equal(reached, first):
             break
         first = reached
-    assert hamming.component_clusters(hashes, 4).tolist() == first.tolist()
+    assert hamming.component_clusters(hashes, 4, None, steps).tolist() == first.tolist()
 
 
 def test_a_long_chain_is_walked_to_its_end():

@@ -21,7 +21,7 @@ catalogue outlook sample answers inspect inspect.* demo demo.server doctor downl
 dataset retry readers.*
 driver feed tally intake ray_pool process_pool process_worker nursery slots shipment worker_limits repeats pool \
 resolve export card
-work column_buffer group_work attach_work clean query host_summary retry_work stories preflight \
+work next_shard shard_job column_buffer group_work attach_work clean query host_summary retry_work stories preflight \
 source_entries run_record
 chunks decode_ahead open_stages shipped
 media_reader older_rows group_rows
@@ -36,7 +36,7 @@ base_rows sample_media prepare host_gate
 host_desk
 store set_files numbered_files file_stamps column_files scratch lease local_disk worker_journal
 recipe_schema
-recipe filters filters_allowed
+recipe row_order filters sealed_duckdb filters_allowed
 operator_files recipe_yaml
 registry weights
 block_lists

@@ -41,7 +41,10 @@ WRITERS = {
     "sample": "a temporary dataset's list, in scratch",
     "fetched_before": "node scratch: the indexes of fetch.skip_existing",
     "groups.rare_ngrams": "scratch: n-grams on their way to being counted",
+    "groups.mapped": "scratch: long arrays, in files without a name",
+    "groups.visited_rows": "scratch: keys of a group's answer, until they are published",
     "groups.minhash_duplicates": "scratch: band keys, signatures and shingles of rows that are compared",
+    "joins.given_rows": "scratch: rows of the files that `attach` reads",
     "joins.keys": "scratch: keys on their way to being sorted",
     "joins.arrays": "scratch: arrays that cannot be mapped from where they lie",
     "clean": "removes stale scratch; in the dataset it asks Store",
@@ -58,6 +61,7 @@ _FUNCTIONS = {
     *("shutil.copyfile", "shutil.copyfileobj", "tempfile.mkdtemp", "tempfile.mkstemp", "tempfile.TemporaryDirectory"),
     *(
         "tempfile.NamedTemporaryFile",
+        "tempfile.TemporaryFile",
         "pq.write_table",
         "pq.ParquetWriter",
         "pyarrow.parquet.ParquetWriter",
@@ -72,7 +76,7 @@ _FSSPEC = {"pipe", "pipe_file", "put_file", "cp_file", "rm_file", "mv", "rm"}
 def _writes(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-    if name.split(".")[-1] == "open":
+    if name.split(".")[-1] in ("open", "OSFile"):
         said = [ast.unparse(a) for a in call.args] + [ast.unparse(k.value) for k in call.keywords if k.arg == "mode"]
         return any(mode.strip("'\"")[:1] in "wax" and len(mode) <= 6 for mode in said if mode[:1] in "'\"") or any(
             flag in text for text in said for flag in ("O_CREAT", "O_WRONLY", "O_RDWR")
@@ -91,9 +95,12 @@ def test_every_module_that_writes_files_says_where() -> None:
 
 def test_the_rule_sees_what_it_should() -> None:
     seen = (
-        "open(p, 'w')|p.open('xb')|open(p, mode='a')|os.open(p, os.O_CREAT)|pq.ParquetWriter(p, s)|fs.pipe_file(a, b)"
+        "open(p, 'w')|p.open('xb')|open(p, mode='a')|pa.OSFile(p, 'wb')|os.open(p, os.O_CREAT)|pq.ParquetWriter(p, s)|"
+        "fs.pipe_file(a, b)"
     )
-    unseen = "open(p)|open(p, 'rb')|p.open(encoding='utf-8')|text.replace('a', 'b')|os.open(p, os.O_RDONLY)"
+    unseen = (
+        "open(p)|pa.OSFile(p)|open(p, 'rb')|p.open(encoding='utf-8')|text.replace('a', 'b')|os.open(p, os.O_RDONLY)"
+    )
     for source in seen.split("|"):
         assert _writes(ast.parse(source, mode="eval").body), source  # type: ignore[arg-type]
     for source in unseen.split("|"):
