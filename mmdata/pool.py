@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
+from mmdata import next_shard
 from mmdata.adopt import adopt_shard
 from mmdata.block_lists import BlockFiles
 from mmdata.column_files import ColumnFile
@@ -33,7 +34,7 @@ from mmdata.sources.adopted import AdoptingSource, Part
 from mmdata.stage import Stage
 from mmdata.store import Store
 from mmdata.verdict_work import settle_shard
-from mmdata.work import PassContext, journal_folder, run_pass
+from mmdata.work import PassContext, ShardFiles, journal_folder, run_pass
 
 if TYPE_CHECKING:
     from mmdata.host_desk import BookDesk
@@ -44,6 +45,7 @@ __all__ = [
     "IngestContext",
     "InlinePool",
     "Item",
+    "ItemKey",
     "MakeGate",
     "Pool",
     "Runner",
@@ -57,6 +59,7 @@ __all__ = [
 Kind = Literal["ingest", "pass", "resolve", "verdict"]
 Runner = Literal["ray", "processes", "inline"]
 Tick = Callable[[int], None]
+ItemKey = tuple[str, int]
 MakeGate = Callable[[str], "Gate"]  # the client's name, which is the item's attempt → its way to the hosts' allowances
 
 
@@ -93,6 +96,12 @@ class Item:
     gpu: float = 0.0  # share of an accelerator its worker holds, where there is one
     proven: frozenset[str] = frozenset()  # sets of which some row has succeeded in another item
     earlier: str = ""  # the shard's verdict file of an earlier run of the same chain
+    then: Item | None = None  # what this worker will most likely get next: nothing but time depends on it
+
+    @property
+    def key(self) -> ItemKey:
+        """Tells it from the other items of a run."""
+        return self.context, self.shard
 
     @property
     def name(self) -> str:
@@ -122,8 +131,11 @@ class Pool(Protocol):
     def has_room(self, item: Item) -> bool:
         """Whether the item could start now."""
 
+    def most(self, item: Item) -> int:
+        """How many such items could be done at once, if there were nothing else to do."""
+
     def submit(self, item: Item, node: str | None = None) -> None:
-        """Start the item, on this node if it is still there."""
+        """Start the item, on this node if it is still there; of idle workers, with the one that made it ready."""
 
     def wait(self) -> Finished | None:
         """The next item that ends; None: none has, but there is room now. Call only with something in flight."""
@@ -165,6 +177,8 @@ def perform(
     fetched where the recipe does not say how many, None = as many as there are CPUs.
     """
     global _engine
+    if item.kind != "pass":
+        next_shard.let_go()  # another worker has what this one made ready, or will have it
     if item.kind == "ingest" and isinstance(context, RetryContext):
         return _retry(context, item, watch or Unwatched(), make_gate, threads)
     if item.kind == "ingest":
@@ -177,8 +191,9 @@ def perform(
     if item.kind == "verdict":
         store, steps, folder = context.store, context.steps, context.verdicts
         return settle_shard(store, steps, item.shard, item.rows_file, item.files, folder, item.earlier, _engine)
+    then = None if item.then is None else ShardFiles(item.then.shard, item.then.rows_file, item.then.files)
     try:
-        return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven, item.earlier)
+        return run_pass(context, item.shard, item.rows_file, item.files, _engine, item.proven, item.earlier, then)
     except (DeviceLost, DeviceOutOfMemory):
         close_stages()  # whichever process takes the item next opens them anew
         raise
@@ -287,6 +302,10 @@ class InlinePool:
         """One item at a time."""
         return not self._queue
 
+    def most(self, item: Item) -> int:
+        """One."""
+        return 1
+
     def submit(self, item: Item, node: str | None = None) -> None:
         """Queue it for `wait`."""
         self._queue.append(item)
@@ -301,9 +320,10 @@ class InlinePool:
 
     def recycle(self) -> None:
         """Close the stages this process has open."""
+        next_shard.let_go()
         close_stages()
 
     def close(self) -> None:
         """Drop what is queued."""
         self._queue.clear()
-        close_stages()
+        self.recycle()

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdata import nursery
 from mmdata.errors import RecipeError, RetryableError
-from mmdata.pool import Finished, Item, Tick, local_device
-from mmdata.process_worker import ANSWER, CONTEXT, DONE, ERROR, GATE, HELLO, ITEM, ROWS, STOP, TAIL
+from mmdata.pool import Finished, Item, ItemKey, Tick, local_device
+from mmdata.process_worker import ANSWER, CONTEXT, DONE, ERROR, GATE, HELLO, ITEM, LET_GO, ROWS, STOP, TAIL
 from mmdata.shipment import Shipment, packed, unpacked
 from mmdata.slots import Slots
 
@@ -43,11 +43,15 @@ _GONE, _BROKEN = b"", b"!"  # news of the reader's own: the socket of a worker h
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the driver sees it. `pid` is 0 until it has said hello; `gpu` is the accelerator its model is on."""
+    """A worker as the driver sees it. `pid` is 0 until it has said hello; `gpu` is the accelerator its model is on.
+
+    `makes_ready` is the item that it makes ready beside the one it has, or has made ready.
+    """
 
     connection: Connection
     pid: int = 0
     item: Item | None = None
+    makes_ready: ItemKey | None = None
     in_tail: bool = False
     keeps_model: bool = False
     is_spent: bool = False  # not to be used again
@@ -97,10 +101,19 @@ class ProcessPool:
         flying = [w.item for w in busy if w.item is not None]
         return self._slots.has_room(item, flying, sum(w.in_tail for w in busy), len(models), idle_models)
 
+    def most(self, item: Item) -> int:
+        """As the slots say."""
+        return self._slots.most(item)
+
     def submit(self, item: Item, node: str | None = None) -> None:
-        """Start it in an idle worker, else in a new one."""
-        worker = self._idle(item.on_actor) or self._start()
+        """Start it in an idle worker, best the one that made it ready, else in a new one."""
+        worker = self._idle(item) or self._start()
+        for other in self._workers:
+            if other is not worker and other.makes_ready == item.key:
+                other.makes_ready = None
+                other.say(LET_GO)
         worker.item, worker.in_tail = item, False
+        worker.makes_ready = None if item.then is None else item.then.key
         if item.on_actor and not worker.keeps_model:
             worker.keeps_model = True
             worker.gpu = self._least_used_gpu()
@@ -110,9 +123,9 @@ class ProcessPool:
             worker.say(CONTEXT, self._contexts[item.context])
         worker.say(ITEM, packed((item.context, item, worker.gpu, self._desk is not None)))
 
-    def _idle(self, on_actor: bool) -> _Worker | None:
-        idle = [w for w in self._workers if w.item is None and not w.is_spent]
-        return next((w for w in idle if w.keeps_model == on_actor), None)
+    def _idle(self, item: Item) -> _Worker | None:
+        idle = [w for w in self._workers if w.item is None and not w.is_spent and w.keeps_model == item.on_actor]
+        return min(idle, key=lambda w: (w.makes_ready != item.key, w.makes_ready is not None), default=None)
 
     def _start(self) -> _Worker:
         if not self._nursery.is_alive:

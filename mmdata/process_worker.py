@@ -1,10 +1,11 @@
 """A worker process: items in over a socket, what became of them out, one at a time.
 
 In, each a message of its own: a context, an item with the name of its context, an answer about hosts' allowances, the
-word to stop, the end of the socket. Out: rows fetched, that a shard is in its tail, questions about allowances, and for
-each item its result or its error. Stages stay open between items. Told to stop, the item at hand is left as by Ctrl-C:
-what is computed is committed, scratch is removed. At the end of the socket (the driver is gone) the process ends at
-once. A second thread reads, so that neither waits for the work.
+word that another has the shard made ready here, the word to stop, the end of the socket. Out: rows fetched, that a
+shard is in its tail, questions about allowances, and for each item its result or its error. Stages stay open between
+items. Told to stop, the item at hand is left as by Ctrl-C: what is computed is committed, scratch is removed. At the
+end of the socket (the driver is gone) the process ends at once. A second thread reads, so that neither waits for the
+work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from mmdata import next_shard
 from mmdata.errors import RetryableError
 from mmdata.pool import Item, MakeGate, perform
 from mmdata.settings import FetchOptions
@@ -32,6 +34,7 @@ __all__ = [
     "GATE",
     "HELLO",
     "ITEM",
+    "LET_GO",
     "ROWS",
     "STOP",
     "TAIL",
@@ -41,7 +44,7 @@ __all__ = [
 ]
 
 # First byte of a message. To the worker:
-CONTEXT, ITEM, ANSWER, STOP = b"c", b"i", b"a", b"s"
+CONTEXT, ITEM, ANSWER, LET_GO, STOP = b"c", b"i", b"a", b"l", b"s"
 # From it:
 HELLO, ROWS, TAIL, GATE, DONE, ERROR = b"h", b"r", b"t", b"g", b"d", b"e"
 
@@ -73,6 +76,8 @@ def main(descriptor: int) -> None:
             raise
     except OSError:
         return  # of the socket, for an item's own errors are caught: the driver is gone
+    finally:
+        next_shard.let_go()
 
 
 class _Worker:
@@ -122,6 +127,8 @@ class _Worker:
             if data[:1] == CONTEXT:
                 name, shipment, self._threads = unpacked(data[1:])
                 self._contexts[name] = shipment, None
+            elif data[:1] == LET_GO:
+                next_shard.let_go()
             else:
                 self._do(*unpacked(data[1:]))
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmdata import next_shard
 from mmdata.errors import MissingExtra, RetryableError, StoreError
-from mmdata.pool import Finished, Item, perform
+from mmdata.pool import Finished, Item, ItemKey, perform
 from mmdata.settings import FetchOptions
 from mmdata.shipment import Shipment
 from mmdata.slots import Slots
@@ -30,6 +31,7 @@ __all__ = ["RayPool", "by_value"]
 
 _TOLD_EVERY_S = 1.0
 _ANSWER_S = 30.0
+_LET_GO_S = 10.0  # for an idle worker to let go of what it made ready, before it is killed
 
 
 class RayPool:
@@ -66,6 +68,7 @@ class RayPool:
         self._contexts: dict[str, Any] = {}
         self._flights: dict[Any, tuple[Item, str | None, Any]] = {}  # reference → item, node, actor
         self._idle: list[tuple[Any, str]] = []
+        self._making_ready: dict[Any, ItemKey] = {}  # actor → the item that it makes ready, or has made ready
         self._actors = 0
         self._perform = self._ray.remote(_perform)
         self._actor_class = self._ray.remote(_Actor)
@@ -93,11 +96,17 @@ class RayPool:
         tails = sum(other.attempt in self._tails for other in flying)
         return self._slots.has_room(item, flying, tails, self._actors, len(self._idle))
 
+    def most(self, item: Item) -> int:
+        """As the slots say."""
+        return self._slots.most(item)
+
     def submit(self, item: Item, node: str | None = None) -> None:
-        """Start it, on that node if it is still there."""
+        """Start it, on that node if it is still there, best on the actor that made it ready."""
         context = self._contexts[item.context]
         if item.on_actor:
-            actor, at = self._take_actor(node, item.gpu if self.device == "cuda" else 0)
+            actor, at = self._take_actor(node, item)
+            if item.then is not None:
+                self._making_ready[actor] = item.then.key
             self._flights[actor.perform.remote(context, item)] = (item, at, actor)
             return
         at = node or next(self._turn)
@@ -126,10 +135,21 @@ class RayPool:
                 self._desk.lend(_RemoteDesk(self._tidings))
         return self._tidings
 
-    def _take_actor(self, node: str | None, gpu: float) -> tuple[Any, str]:
-        for index, (_, at) in enumerate(self._idle):
-            if node is None or at == node:
-                return self._idle.pop(index)
+    def _take_actor(self, node: str | None, item: Item) -> tuple[Any, str]:
+        makers = [actor for actor, ready in self._making_ready.items() if ready == item.key]
+        idle = [(actor, at) for actor, at in self._idle if node is None or at == node]
+        taken = min(idle, key=lambda a: (a[0] not in makers, a[0] in self._making_ready), default=None)
+        for maker in makers:
+            del self._making_ready[maker]
+            if taken is None or maker is not taken[0]:
+                maker.let_go.remote()  # once it is idle
+        if taken is None:
+            return self._new_actor(node, item.gpu if self.device == "cuda" else 0)
+        self._idle.remove(taken)
+        self._making_ready.pop(taken[0], None)
+        return taken
+
+    def _new_actor(self, node: str | None, gpu: float) -> tuple[Any, str]:
         cpus = 0 if self._slots.count == 1 else 1
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if gpu:
@@ -169,6 +189,7 @@ class RayPool:
         ) as error:
             if actor is not None:
                 self._actors -= 1
+                self._making_ready.pop(actor, None)
             return Finished(item, died=type(error).__name__, node=node)
         except self._ray.exceptions.RayError as error:
             finished = Finished(item, error=RetryableError(f"Ray: {error}; the same command goes on"), node=node)
@@ -200,6 +221,9 @@ class RayPool:
 
     def recycle(self) -> None:
         """Stop the idle actors; the next pass starts its own."""
+        leaving = [actor.let_go.remote() for actor, _ in self._idle if self._making_ready.pop(actor, None)]
+        if leaving:
+            self._ray.wait(leaving, num_returns=len(leaving), timeout=_LET_GO_S)
         for actor, _ in self._idle:
             self._ray.kill(actor)
             self._actors -= 1
@@ -349,3 +373,7 @@ class _Actor:
     def perform(self, shipment: Shipment, item: Item) -> Any:
         """Do one item."""
         return perform(shipment.open(), item)
+
+    def let_go(self) -> None:
+        """Another actor has the shard that was made ready here."""
+        next_shard.let_go()

@@ -25,6 +25,11 @@ class Slots:
     gpus: float = 0.0
     on_gpu: bool = False
 
+    def most(self, item: Item) -> int:
+        """How many such items may be in flight where there is nothing else."""
+        on_gpu = item.on_actor and self.on_gpu and item.gpu
+        return min(self.count, max(1, int(self.gpus / item.gpu))) if on_gpu else self.count
+
     def has_room(self, item: Item, flying: Collection[Item], tails: int, models: int, idle_models: int) -> bool:
         """Whether the item may start beside those `flying`, `tails` of which are shards in their tail.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdata.errors import RetryableError
+from mmdata.lease import ProcessId
 
 __all__ = ["Journal"]
 
@@ -28,13 +29,16 @@ class Journal:
     `run` is the run that starts and stops the workers, empty where the worker is the user's own process: what another
     run's workers were doing at their end charges nobody, for that run may have stopped them itself. Where it notes
     what is done beside other work, `is_alone` is false: one row in it is a suspect, but was not alone.
+    `of_others` is for what another worker may be writing just now: as long as it lives, nobody is charged.
     """
 
-    def __init__(self, path: Path, run: str = "", is_alone: bool = True) -> None:
+    def __init__(self, path: Path, run: str = "", is_alone: bool = True, of_others: bool = False) -> None:
         self._path = path
         self._is_alone = is_alone
+        self._of_others = of_others
         self._run = run
         self._running: list[int] = []
+        self._is_running_alone = is_alone
         self._lost_in_a_row = 0
         self._openings = 0
         self.suspects: list[int] = []
@@ -49,17 +53,20 @@ class Journal:
             deaths = {int(r): int(n) for r, n in document["deaths"].items()}
             lost, openings = int(document["lost_in_a_row"]), int(document["openings"])
             is_ours = document["run"] in ("", self._run)
+            was_alone, worker = bool(document["alone"]), ProcessId.from_token(str(document["worker"]))
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, AttributeError):
             # A journal cut short by a full scratch disk tells nothing; it charges nobody.
             return
         self.suspects, self.deaths = suspects, deaths
+        if self._of_others and worker is not None and not worker.is_dead():
+            return
         if is_ours:
             self._openings = openings
             self._lost_in_a_row = lost + 1 if running else lost
             self.suspects = sorted({*suspects, *running})
-            if len(running) == 1 and self._is_alone:
+            if len(running) == 1 and was_alone:
                 self.deaths[running[0]] = self.deaths.get(running[0], 0) + 1
         self._save()
 
@@ -74,8 +81,8 @@ class Journal:
         self._openings += 1
         self._save()
 
-    def begin(self, row_ids: Sequence[int], step: str) -> None:
-        """To be called before a batch: from here on, a death is these rows'.
+    def begin(self, row_ids: Sequence[int], step: str, is_alone: bool = True) -> None:
+        """To be called before a batch: from here on, a death is these rows', or may be where they are not alone.
 
         RetryableError when one worker after the other has died with nothing done in between: then it is not the rows.
         """
@@ -87,7 +94,7 @@ class Journal:
                 f"step {step}: {DEATHS_IN_A_ROW} workers died one after the other, whatever rows they were given; "
                 "look at the machine's memory, its device and the stage's libraries, then the same command goes on"
             )
-        self._running = [int(r) for r in row_ids]
+        self._running, self._is_running_alone = [int(r) for r in row_ids], self._is_alone and is_alone
         self._save()
 
     def end(self) -> None:
@@ -114,6 +121,8 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         document = {
             "run": self._run,
+            "worker": ProcessId.current().token(),
+            "alone": self._is_running_alone,
             "running": self._running,
             "suspects": self.suspects,
             "deaths": {str(r): n for r, n in self.deaths.items()},

@@ -24,7 +24,7 @@ from batches import noise, png
 from PIL import Image
 
 import mmdata
-from mmdata import registry, work
+from mmdata import registry, shard_job, work
 from mmdata.batch import DecodedCache
 from mmdata.chunks import Chunks
 from mmdata.decode_ahead import LEAST_ROWS, DecodeAhead
@@ -82,7 +82,7 @@ def _halves(number: int) -> bytes:
 def test_several_models_share_one_decode_also_across_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(work, "DECODED_BYTES", limit)
+    monkeypatch.setattr(shard_job, "DECODED_BYTES", limit)
     results = []
     run_pass = work.run_pass
     monkeypatch.setattr("mmdata.pool.run_pass", lambda *a: results.append(run_pass(*a)) or results[-1])

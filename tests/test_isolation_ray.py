@@ -17,6 +17,7 @@ import faulty
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import staring
 import synthetic
 import yaml
 from server import JPEG, BadServer
@@ -107,6 +108,25 @@ def test_a_fetched_picture_that_kills_its_decoder_costs_its_row(tmp_path: Path) 
         ds = _run({"name": "deadly", "dataset": str(tmp_path / "dataset"), "source": source, "fetch": fetch})
     found = ds.sql("SELECT status, status_detail FROM rows ORDER BY row_id").fetchall()
     assert found == [("decode", "worker_died") if n in (2, 15) else ("ok", None) for n in range(20)]
+
+
+def test_an_actor_gets_the_shard_whose_first_pictures_it_has_decoded(tmp_path: Path) -> None:
+    staring.register_all()
+    document = synthetic.make_dataset(
+        tmp_path, range(60), 10, lambda n: staring.picture(n, faulty.KILLER if n == 30 else b"")
+    )
+    # Shards 0 and 1 are begun at once; each ends when the first picture of the next but one is being decoded.
+    waits = {9: "decoded 20", 19: "decoded 30"}
+    ds = _run(document, {"stare": {"log": str(tmp_path / "log"), "max_failed": 1, "waits": waits}})
+    found = _values(ds, "stare_mean", "stare_reason")
+    assert found == {n: (None, "worker_died") if n == 30 else (float(n), None) for n in range(60)}
+    said = staring.said(tmp_path / "log")
+    assert said.index("decoded 20") < said.index("computed 9")
+    assert said.index("decoded 30") < said.index("computed 19")
+    assert not [line for line in said if line.startswith("no ")]
+    assert said.count("decoded 30") == 3  # beside the shard before, and twice alone
+    first = staring.process_of(tmp_path / "log", "decoded 20")
+    assert first == staring.process_of(tmp_path / "log", "computed 20")
 
 
 def test_a_worker_killed_from_outside_costs_nothing(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 import synthetic
 
 import mmdata
-from mmdata import pool, registry, work
+from mmdata import pool, registry, shard_job
 from mmdata.answers import write_answer
 from mmdata.clean import clean
 from mmdata.column_files import ColumnFooter, write_column_file
@@ -230,7 +230,7 @@ def test_results_do_not_depend_on_where_chunks_end(
         {"filter": {"dark": "mean_value < 40"}},
         {"add_constant": {"column": "mean_value"}},
     ]
-    monkeypatch.setattr(work, "DECODED_BYTES", decoded_bytes)
+    monkeypatch.setattr(shard_job, "DECODED_BYTES", decoded_bytes)
     ds = run(tmp_path, synthetic.make_dataset(tmp_path, range(50), 20), steps)
     # 0, 14, 28 and 42 are multiples of 7 and have no value, 22 and 44 fail: they are even and stay all the same.
     expected = [n for n in range(40) if n % 2 or n in (0, 14, 22, 28)]
@@ -245,7 +245,7 @@ def test_stored_bytes_are_bounded_where_nothing_is_decoded(tmp_path: Path, monke
     [table] = [pq.read_table(p) for p in (tmp_path / "dataset" / "rows").glob("*.parquet")]
     sizes = dict(zip(table["row_id"].to_pylist(), table["image_size"].to_pylist(), strict=True))
     limit = 5 * max(sizes.values())
-    monkeypatch.setattr(work, "DECODED_BYTES", limit)
+    monkeypatch.setattr(shard_job, "DECODED_BYTES", limit)
     StoredBytes.together.clear()
     ds = run(tmp_path, document, [{"count_bytes": {}}])
     assert dict(seen(ds, "row_id, stored_bytes")) == sizes
