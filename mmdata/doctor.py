@@ -58,7 +58,7 @@ EXTRAS: dict[str, Extra] = {
         "match_concepts: MetaCLIP's entries, ImageNet's synsets; besides, WordNet: apt install wordnet-base",
         {"pyahocorasick": 1, "timm": 18 + sum(_TORCH.values())},
     ),
-    "minhash": Extra("hash_text: MinHash signatures", {"rensa": 2, "xxhash": 1}),
+    "minhash": Extra("hash_text, rare_ngrams, decontaminate: hashes of text", {"rensa": 2, "xxhash": 1}),
     "faiss": Extra("semantic_duplicates, cluster_images: clusters", {"faiss-cpu": 66, "threadpoolctl": 1}),
     "s3": Extra("datasets and sources on s3://", {"s3fs": 35}),
     "gcs": Extra("datasets and sources on gs://", {"gcsfs": 45}),

@@ -46,6 +46,6 @@ def row_words(rows: pa.Table) -> Words:
 
 
 def uniform(seed: int, *words: Words) -> Floats:
-    """(N,) numbers in (0, 1), one for each place of `words`: 53 bits of the hash and a half."""
+    """(N,) numbers in (0, 1), one for each place of `words`: 52 bits of the hash and a half, which a float64 holds."""
     hashed = xxh64([np.ascontiguousarray(w, np.uint64) for w in words], seed)
-    return ((hashed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((hashed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

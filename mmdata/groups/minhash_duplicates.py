@@ -17,7 +17,7 @@ from mmdata.errors import RecipeError
 from mmdata.groups.clusters import VisitOrder, cluster_columns, cluster_remark, cluster_schema
 from mmdata.groups.hamming import distinct_in_order
 from mmdata.groups.lsh import Similarity, choose_bands, component_clusters, runs_of, star_clusters
-from mmdata.models.shingles import Normal, Shingled, Shingling, Unit, digests, jaccard, shingle
+from mmdata.models.shingles import Normal, Shingled, Shingling, Unit, cut, digests, jaccard, pieces, shingle
 from mmdata.models.xxh64 import xxh64
 from mmdata.stage import ColumnName, Columns, Contract, Group, GroupRows, Needs, parse_schema
 
@@ -28,6 +28,7 @@ Hashes = npt.NDArray[np.uint64]
 Signatures = npt.NDArray[np.uint32]
 
 _COMPARED = 1 << 16  # pairs of signatures at a time: 64 MB at 128 places
+_SHINGLES = 1 << 22  # of the pairs of sets at a time: some 200 MB, whatever the captions' length
 
 
 class MinhashDuplicatesOptions(VisitOrder):
@@ -90,8 +91,9 @@ class MinhashDuplicates(Group[MinhashDuplicatesOptions]):
     `minhash_duplicates_count` (rows in the cluster), `minhash_duplicates_of` (key of the cluster's first row). Never
     NULL: a row whose signature is NULL has its own id, rank 1, similarity 1 and count 1.
 
-    Signatures are read a shard at a time; those of rows that share a band, and the keys of all bands, lie in a scratch
-    folder (8 bytes a band and row). In memory: about 100 bytes a row, and 16 for each band that a row shares.
+    Signatures are read a shard at a time; those of rows that share a band (with `exact_of` their shingles, 8 bytes
+    each), and the keys of all bands (8 bytes a band and row), lie in a scratch folder. In memory: about 100 bytes a
+    row, and 16 for each band that a row shares.
     Source: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4; see `lsh`.
     """
 
@@ -197,18 +199,26 @@ class MinhashDuplicates(Group[MinhashDuplicatesOptions]):
             for part in self._parts(rows, visit):
                 assert part.sets is not None
                 mine = at[part.visits]
-                begins[mine[mine >= 0]] = written + part.sets.offsets[:-1][mine >= 0]
-                sizes[mine[mine >= 0]] = np.diff(part.sets.offsets)[mine >= 0]
-                file.write(np.ascontiguousarray(part.sets.hashes, np.uint64).tobytes())
-                written += len(part.sets.hashes)
+                sets = part.sets.only(mine >= 0)
+                begins[mine[mine >= 0]] = written + sets.offsets[:-1]
+                sizes[mine[mine >= 0]] = np.diff(sets.offsets)
+                file.write(np.ascontiguousarray(sets.hashes, np.uint64).tobytes())
+                written += len(sets.hashes)
         hashes: Hashes = np.memmap(scratch / "sets", np.uint64, "r") if written else np.empty(0, np.uint64)
         return hashes, begins, sizes
+
+    def _tables(self, rows: GroupRows, columns: list[str]) -> Iterator[pa.Table]:
+        """The rows in row order: a shard at a time, in pieces where their text is cut."""
+        for part in rows.parts(columns):
+            exact_of = self.options.exact_of
+            for start, stop in [(0, len(part))] if exact_of is None else pieces(part.column(exact_of)):
+                yield part.slice(start, stop - start)
 
     def _parts(self, rows: GroupRows, visit: Positions) -> Iterator[_Part]:
         options, first = self.options, 0
         read = [options.of, *([options.exact_of] if options.exact_of is not None else [])]
         how = Shingling(options.unit, options.size, options.normalise)
-        for table in rows.parts(read):
+        for table in self._tables(rows, read):
             visits = visit[first : first + len(table)]
             first += len(table)
             column = table.column(options.of).combine_chunks()
@@ -261,9 +271,9 @@ def _exact(hashes: Hashes, begins: Positions, sizes: Positions, place: Positions
 
     def similarity(left: Positions, right: Positions) -> npt.NDArray[np.float64]:
         found = np.empty(len(left))
-        for first in range(0, len(left), _COMPARED):
-            some = slice(first, first + _COMPARED)
-            found[some] = jaccard(sets(place[left[some]]), sets(place[right[some]]))
+        one, other = place[left], place[right]
+        for start, stop in cut(sizes[one] + sizes[other], _SHINGLES):
+            found[start:stop] = jaccard(sets(one[start:stop]), sets(other[start:stop]))
         return found
 
     return similarity

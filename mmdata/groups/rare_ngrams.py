@@ -16,13 +16,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.errors import RecipeError
-from mmdata.models.shingles import Shingling, shingle
-from mmdata.stage import ColumnName, Columns, Contract, Group, GroupRows, Options, parse_schema
+from mmdata.models.shingles import Shingling, lengths, pieces, shingle
+from mmdata.stage import ColumnName, Columns, Contract, Group, GroupRows, Needs, Options, parse_schema
 
 __all__ = ["RareNgrams", "RareNgramsOptions"]
 
 _SIZES = (1, 2)  # words in an n-gram
-_PER_ROW = 20  # n-grams that a caption is expected to have
+_LETTERS = 3  # code points to an n-gram: words of five and a space, in a unigram and a bigram each
 _OCCURRENCE = np.dtype([("ngram", "<u8"), ("row", "<i8")])
 
 
@@ -45,8 +45,8 @@ class RareNgrams(Group[RareNgramsOptions]):
 
     It is a function of the whole set: a filter above it that changes moves the counts. They are exact, but for n-grams
     with the same 64-bit hash (of a thousand million, two are likely not to be told apart once in 37 datasets). Shards
-    are read one at a time; n-grams lie in a scratch folder, 16 bytes each, and memory holds 64 MB of them and 8 bytes a
-    row.
+    are read one at a time; n-grams lie in a scratch folder, 16 bytes each, and memory holds one in up to 1024 parts of
+    them, some 64 MB and what the commonest n-gram has, and 8 bytes a row.
     Source: Jia et al. 2021 (ALIGN, arXiv 2102.05918): texts with a token outside the 100 million most frequent unigrams
     and bigrams of the raw data are dropped. Not verified: their tokens and case are recalled, not read.
     """
@@ -60,7 +60,8 @@ class RareNgrams(Group[RareNgramsOptions]):
     @classmethod
     def contract(cls, options: RareNgramsOptions) -> Contract:
         """Reads the column that the options name."""
-        return Contract(writes=parse_schema("rare_ngrams_count: int64"), reads=(options.column,))
+        needs = Needs(modules=("xxhash",), extra="minhash")
+        return Contract(writes=parse_schema("rare_ngrams_count: int64"), reads=(options.column,), needs=needs)
 
     @classmethod
     def check_types(cls, options: RareNgramsOptions, schema: pa.Schema) -> None:
@@ -71,8 +72,9 @@ class RareNgrams(Group[RareNgramsOptions]):
 
     def compute_streamed(self, rows: GroupRows, scratch: Path) -> Columns:
         """One count per row: n-grams go into buckets by hash, are counted, then compared with the threshold."""
+        expected = sum(int(lengths(p.column(self.options.column)).sum()) for p in rows.parts([self.options.column]))
         buckets = 1
-        while buckets < 1024 and buckets * self.bucket_rows < len(rows) * _PER_ROW:
+        while buckets < 1024 and buckets * self.bucket_rows < expected // _LETTERS:
             buckets *= 2
         missing = np.zeros(len(rows), bool)
         for ngrams, first, absent in _occurrences(rows, self.options.column):
@@ -103,16 +105,17 @@ class RareNgrams(Group[RareNgramsOptions]):
 
 
 def _occurrences(rows: GroupRows, column: str) -> Iterator[tuple[npt.NDArray[np.void], int, npt.NDArray[np.bool_]]]:
-    """Of each part its n-grams with their rows, the position of its first row, and which of its rows have no text."""
+    """Of each piece of rows its n-grams with their rows, the position of its first, and which have no text."""
     first = 0
     for part in rows.parts([column]):
-        texts = part.column(column)
-        for size in _SIZES:
-            found = shingle(texts, Shingling("words", size, ("lower", "whitespace"), whole_short=False))
-            ngrams = np.empty(len(found.hashes), _OCCURRENCE)
-            ngrams["ngram"] = found.hashes
-            ngrams["row"] = first + np.repeat(np.arange(len(part)), np.diff(found.offsets))
-            yield ngrams, first, np.asarray(texts.is_null())
+        for start, stop in pieces(part.column(column)):
+            texts = part.column(column).slice(start, stop - start)
+            for size in _SIZES:
+                found = shingle(texts, Shingling("words", size, ("lower", "whitespace"), whole_short=False))
+                ngrams = np.empty(len(found.hashes), _OCCURRENCE)
+                ngrams["ngram"] = found.hashes
+                ngrams["row"] = first + start + np.repeat(np.arange(len(texts)), np.diff(found.offsets))
+                yield ngrams, first + start, np.asarray(texts.is_null())
         first += len(part)
 
 

@@ -6,6 +6,7 @@ weights that holds no numbers, before anything runs. Some 60 bytes a row are hel
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -136,5 +137,7 @@ def _groups(part: pa.Table, per: str | None, codes: dict[Any, int]) -> Integers:
     if per is None:
         return np.zeros(len(part), np.int64)
     encoded = pc.dictionary_encode(part.column(per).combine_chunks(), null_encoding="encode")
-    numbers = np.array([codes.setdefault(v, len(codes)) for v in encoded.dictionary.to_pylist()], np.int64)
+    # NaN is not equal to itself: one object for all of them, so that they are one group in every shard.
+    values = [v if v == v else math.nan for v in encoded.dictionary.to_pylist()]
+    numbers = np.array([codes.setdefault(v, len(codes)) for v in values], np.int64)
     return numbers[np.asarray(encoded.indices, np.int64)]

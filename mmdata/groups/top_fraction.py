@@ -55,10 +55,10 @@ class TopFraction(Group[TopFractionOptions]):
     Reads `of`, and `per` where given. Of N rows with a number the n = ⌊fraction · N⌋ best are kept (the product is
     exact: 0.29 of 100 is 29), or `count`, at most N. Writes `top_fraction_kept` (boolean), `top_fraction_threshold`
     (float64, unit of `of`: the number of the n-th row, so that kept rows are those not worse than it; NULL where
-    n = 0) and `top_fraction_rank` (from 1, equal numbers share the smallest). With `per`, N, n and all columns are
-    those of the row's group; rows whose `per` is NULL are a group. A row without a number has NULL everywhere, so a
-    filter on `top_fraction_kept` drops it. It is a function of the whole set: a changed filter above it moves the
-    threshold.
+    n = 0 or that number is infinite) and `top_fraction_rank` (from 1, equal numbers share the smallest). With `per`, N,
+    n and all columns are those of the row's group; rows whose `per` is NULL are a group. A row without a number has
+    NULL everywhere, so a filter on `top_fraction_kept` drops it. It is a function of the whole set: a changed filter
+    above it moves the threshold.
 
     `datacomp: true` is what DataComp's code does: n = int(N · fraction) in floating point, the threshold is the number
     at place n counted from 0, that is of row n + 1, and all rows not below it are kept: n + 1 of them, and ties. At
@@ -79,10 +79,13 @@ class TopFraction(Group[TopFractionOptions]):
 
     @classmethod
     def check_types(cls, options: TopFractionOptions, schema: pa.Schema) -> None:
-        """RecipeError when `of` holds no numbers."""
+        """RecipeError when `of` holds no numbers, or `per` lists."""
         kind = schema.field(options.of).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
             raise RecipeError(f"top_fraction: column {options.of!r} is of type {kind}, and is to hold numbers")
+        if options.per is not None and pa.types.is_nested(schema.field(options.per).type):
+            kind = schema.field(options.per).type
+            raise RecipeError(f"top_fraction: column {options.per!r} is of type {kind}; name text or numbers")
 
     def compute(self, rows: pa.Table) -> Columns:
         """One threshold for all rows, or one for each group of `per`."""
@@ -97,7 +100,7 @@ class TopFraction(Group[TopFractionOptions]):
             threshold = -threshold
         return {
             "top_fraction_kept": pa.array(kept, mask=~there),
-            "top_fraction_threshold": pa.array(threshold, mask=np.isnan(threshold)),
+            "top_fraction_threshold": pa.array(threshold, mask=~np.isfinite(threshold)),
             "top_fraction_rank": pa.array(rank, mask=~there),
         }
 

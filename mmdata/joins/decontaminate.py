@@ -21,11 +21,13 @@ from mmdata.joins.evaluation_sets import (
     check_text_lists,
     embeddings_of,
     hashes_of,
+    is_embedding,
+    is_hash,
     ngrams_of,
-    unit_vectors,
     weights_of,
 )
-from mmdata.models.shingles import Normal, Shingling, shingle
+from mmdata.models.cosines import Rows, cosines_of, spans, take_better, unit_rows_of, vectors_of
+from mmdata.models.shingles import Normal, Shingling, pieces, shingle
 from mmdata.stage import (
     ColumnName,
     Columns,
@@ -93,8 +95,9 @@ class Decontaminate(Group[DecontaminateOptions]):
     Reads `phash`, `caption` and `embedding`, those that the options name. A row matches an item of a set by its image
     when their hashes differ in at most `max_distance` bits; by its caption when they share any `ngram` words in a row,
     normalised as `normalise` says (texts with fewer words never match, or, with `short_texts`, where they are the same
-    as a whole); by its embedding when their cosine is at least `min_cosine`. Sets are `hash_lists`, `text_lists` and
-    the kept rows of the datasets of `against`, whose columns of the same names must be made in the same way.
+    as a whole; of a longer text than 10,000 code points only those are looked at); by its embedding when their cosine
+    is at least `min_cosine`. Sets are `hash_lists`, `text_lists` and the kept rows of the datasets of `against`, whose
+    columns of the same names must be made in the same way.
 
     Writes `decontaminate_is_match` (NULL where the row has no value in any of these columns, so that nothing could be
     compared), `decontaminate_by` (`image`, else `caption`, else `embedding`), `decontaminate_set` (the name of the
@@ -131,9 +134,9 @@ class Decontaminate(Group[DecontaminateOptions]):
     def check_types(cls, options: DecontaminateOptions, schema: pa.Schema) -> None:
         """RecipeError for a column of another type; SourceError for a list with a value that is none."""
         wanted = {
-            "phash": ("64-bit hashes", lambda kind: kind in (pa.uint64(), pa.int64())),
+            "phash": ("64-bit hashes", is_hash),
             "caption": ("text", pa.types.is_string),
-            "embedding": ("embeddings", _is_embedding),
+            "embedding": ("embeddings", is_embedding),
         }
         for option, (what, fits) in wanted.items():
             column = getattr(options, option)
@@ -175,8 +178,8 @@ class Decontaminate(Group[DecontaminateOptions]):
         grams, numbers, items = ngrams_of(options.text_lists, name, how, rows.older)
         found.begin("caption", items)
         first = 0
-        for part in rows.parts([name]):
-            column = part.column(name).combine_chunks()
+        columns = (part.column(name).combine_chunks() for part in rows.parts([name]))
+        for column in (c.slice(start, stop - start) for c in columns for start, stop in pieces(c)):
             own = shingle(column, how).sets()
             text = np.repeat(np.arange(len(column)), np.diff(own.offsets))
             at = np.searchsorted(grams, own.hashes)
@@ -190,12 +193,15 @@ class Decontaminate(Group[DecontaminateOptions]):
             first += len(column)
 
     def _by_embedding(self, rows: GroupRows, found: _Matches, name: str) -> None:
-        theirs, numbers, items = embeddings_of(name, rows.older)
-        found.begin("embedding", items)
+        theirs: Rows | None = None
         first = 0
         for part in rows.parts([name]):
-            own, there = unit_vectors(part.column(name))
-            mine = first + np.flatnonzero(there)
+            if theirs is None:
+                width = part.schema.field(name).type.list_size
+                theirs, numbers, items = embeddings_of(name, width, rows.older)
+                found.begin("embedding", items)
+            unit, there = unit_rows_of(vectors_of(part.column(name)))
+            own, mine = unit[there], first + np.flatnonzero(there)
             first += len(part)
             found.add(mine, _NONE, _NONE, _NONE)
             for begin in range(0, len(own) if len(theirs) else 0, _ROWS):
@@ -209,22 +215,12 @@ _NEVER = np.iinfo(np.int64).max
 _BITS = 56  # of an item's number
 
 
-def _is_embedding(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
-
-
-def _nearest(
-    own: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float64], Positions]:
-    """The highest cosine of each, and the first that has it; 64 MB of cosines at a time."""
-    best, at = np.full(len(own), -2.0), np.zeros(len(own), np.int64)
-    for begin in range(0, len(theirs), _ROWS):
-        cosines = np.clip(own @ theirs[begin : begin + _ROWS].T, -1, 1)
-        here = cosines.argmax(axis=1)
-        value = cosines[np.arange(len(own)), here]
-        better = value > best
-        best[better], at[better] = value[better], begin + here[better]
-    return best, at
+def _nearest(own: Rows, theirs: Rows) -> tuple[Rows, Positions]:
+    """The highest cosine of each, 1 for equal rows, and the first that has it; 64 MB of products at a time."""
+    best, at = np.full(len(own), -np.inf, np.float32), np.zeros(len(own), np.int64)
+    for begin, end in spans(len(theirs), _ROWS):
+        take_better(own @ theirs[begin:end].T, begin, best, at)
+    return cosines_of(own, theirs[at]), at
 
 
 class _Matches:

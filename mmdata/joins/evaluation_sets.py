@@ -2,7 +2,7 @@
 
 In: named lists (files of hashes or of texts) and the kept rows of datasets. Out: their values with the number of the
 item each belongs to, lists first, in the order given, and for such numbers the set and the item there. SourceError for
-a list that is not there, is empty or holds other values.
+a list that is not there, is empty or holds other values; RecipeError for a dataset's column of another type.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mmdata.errors import SourceError
+from mmdata.errors import RecipeError, SourceError
 from mmdata.joins.hash_lists import phashes
 from mmdata.joins.lists import KeyList, open_list
-from mmdata.models.shingles import Shingling, shingle
+from mmdata.models.cosines import Rows, unit_rows_of, vectors_of
+from mmdata.models.shingles import Shingling, pieces, shingle
 from mmdata.stage import OlderRows, Weights
 
 __all__ = [
@@ -28,8 +29,9 @@ __all__ = [
     "check_text_lists",
     "embeddings_of",
     "hashes_of",
+    "is_embedding",
+    "is_hash",
     "ngrams_of",
-    "unit_vectors",
     "weights_of",
 ]
 
@@ -98,6 +100,7 @@ def hashes_of(lists: Mapping[str, str], column: str, older: OlderRows | None) ->
         end += rows
         ends.append(end)
     for part in older.parts() if older is not None else ():
+        _require_type(part, column, "64-bit hashes", is_hash)
         values = part.column(column).combine_chunks()
         hashes.append(np.asarray(values.drop_null()).view(np.uint64))
         numbers.append(end + part.column("place").to_numpy()[values.is_valid().to_numpy(zero_copy_only=False)])
@@ -111,20 +114,20 @@ def ngrams_of(
     """(n-grams ascending and once, the first item that has each, items)."""
     grams, numbers, ends, end = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [], 0
 
-    def add(texts: pa.Array | pa.ChunkedArray, item: Callable[[Positions], Positions]) -> None:
-        found = shingle(texts, how)
-        text = np.repeat(np.arange(len(texts)), np.diff(found.offsets))
-        grams.append(found.hashes)
-        numbers.append(item(text))
+    def add(texts: pa.Array | pa.ChunkedArray, items: Positions) -> None:
+        for start, stop in pieces(texts):
+            found = shingle(texts.slice(start, stop - start), how)
+            grams.append(found.hashes)
+            numbers.append(np.repeat(items[start:stop], np.diff(found.offsets)))
 
     for name, path in lists.items():
         for texts in _texts(name, path):
-            add(texts, lambda text, first=end: first + text)  # type: ignore[misc]
+            add(texts, end + np.arange(len(texts)))
             end += len(texts)
         ends.append(end)
     for part in older.parts() if older is not None else ():
-        places = part.column("place").to_numpy()
-        add(part.column(column), lambda text, places=places: end + places[text])  # type: ignore[misc]
+        _require_type(part, column, "text", pa.types.is_string)
+        add(part.column(column), end + part.column("place").to_numpy())
     gram, number = np.concatenate(grams), np.concatenate(numbers).astype(np.int64)
     order = np.lexsort((number, gram))
     gram, number = gram[order], number[order]
@@ -133,28 +136,33 @@ def ngrams_of(
     return gram[new], number[new], Items(tuple(lists), np.array(ends, np.int64), older)
 
 
-def embeddings_of(column: str, older: OlderRows | None) -> tuple[npt.NDArray[np.float32], Positions, Items]:
-    """(unit vectors, the number of each one's item, items), of datasets only."""
-    found, numbers = [], [np.empty(0, np.int64)]
+def embeddings_of(column: str, width: int, older: OlderRows | None) -> tuple[Rows, Positions, Items]:
+    """((M, width) unit rows, the number of each one's item, items), of datasets only."""
+    found, numbers = [np.empty((0, width), np.float32)], [np.empty(0, np.int64)]
     for part in older.parts() if older is not None else ():
-        vectors, there = unit_vectors(part.column(column))
-        found.append(vectors)
+        _require_type(
+            part, column, f"embeddings of {width} numbers", lambda k: is_embedding(k) and k.list_size == width
+        )
+        unit, there = unit_rows_of(vectors_of(part.column(column)))
+        found.append(unit[there])
         numbers.append(part.column("place").to_numpy()[there])
-    width = found[0].shape[1] if found else 1
-    vectors = np.concatenate([np.empty((0, width), np.float32), *found])
-    return vectors, np.concatenate(numbers), Items((), np.empty(0, np.int64), older)
+    return np.concatenate(found), np.concatenate(numbers), Items((), np.empty(0, np.int64), older)
 
 
-def unit_vectors(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """(vectors of length 1, float32, of the rows that have one; which those are): NULL and zero have none."""
-    array = column.combine_chunks()
-    there = array.is_valid().to_numpy(zero_copy_only=False)
-    numbers = array.drop_null().flatten().to_numpy(zero_copy_only=False)
-    vectors = numbers.reshape(-1, array.type.list_size).astype(np.float32)
-    lengths = np.linalg.norm(vectors, axis=1)
-    has_any = np.isfinite(lengths) & (lengths > 0)
-    there[np.flatnonzero(there)[~has_any]] = False
-    return vectors[has_any] / lengths[has_any, None], there
+def is_hash(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold 64-bit hashes."""
+    return kind in (pa.uint64(), pa.int64())
+
+
+def is_embedding(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold embeddings."""
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
+
+
+def _require_type(part: pa.Table, column: str, what: str, fits: Callable[[pa.DataType], bool]) -> None:
+    kind = part.schema.field(column).type
+    if not fits(kind):
+        raise RecipeError(f"decontaminate: column {column!r} is {kind} in a dataset of `against`, not {what}")
 
 
 def _opened(kind: str, name: str, path: str) -> KeyList:

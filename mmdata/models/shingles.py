@@ -11,6 +11,7 @@ UTF-8, seed 0) of its words, 8 bytes each, little-endian: the same on every mach
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from string import punctuation
@@ -23,9 +24,22 @@ import pyarrow.compute as pc
 
 from mmdata.models.xxh64 import xxh64
 
-__all__ = ["LONGEST", "Normal", "Shingled", "Shingling", "Unit", "digests", "jaccard", "shingle"]
+__all__ = [
+    "LONGEST",
+    "Normal",
+    "Shingled",
+    "Shingling",
+    "Unit",
+    "cut",
+    "digests",
+    "jaccard",
+    "lengths",
+    "pieces",
+    "shingle",
+]
 
 LONGEST = 10_000  # code points; combining marks are sorted in quadratic time when a text is normalised
+_HELD = 1 << 22  # code points of a piece
 
 Unit = Literal["words", "characters"]
 Normal = Literal["nfkc", "lower", "punctuation", "whitespace"]
@@ -73,6 +87,28 @@ class Shingled:
         new[1:] = (hashes[1:] != hashes[:-1]) | (text[1:] != text[:-1])
         counts = np.bincount(text[new], minlength=len(self.offsets) - 1)
         return Shingled(hashes[new], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+
+def cut(costs: Positions, most: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of what costs at most so much together; at least one, whatever that costs."""
+    total = np.cumsum(costs)
+    start = 0
+    while start < len(costs):
+        before = int(total[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, before + most, "right")))
+        yield start, stop
+        start = stop
+
+
+def pieces(texts: pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, int]]:
+    """[start, stop) of texts to cut together, so that many long ones take no more than some 400 MB."""
+    return cut(lengths(texts), _HELD)
+
+
+def lengths(texts: pa.Array | pa.ChunkedArray) -> Positions:
+    """Code points that are looked at of each text, before it is normalised."""
+    found: Positions = np.minimum(np.asarray(pc.fill_null(pc.utf8_length(texts), 0), np.int64), LONGEST)
+    return found
 
 
 def shingle(texts: pa.Array | pa.ChunkedArray, how: Shingling) -> Shingled:

@@ -162,7 +162,12 @@ def main() -> int:
                 assert {u for (u,) in mmdata.open(dataset, name).sql(query).fetchall()} == kept[name], name
             print(name, figures[name], flush=True)
         figures["basic"]["peer_with_languages_s"] = round(peers["basic, languages told"] * scale, 1)
-        figures["basic"]["ratio"] = round(figures["basic"]["peer_with_languages_s"] / figures["basic"]["run_s"], 1)
+        # Ours is given the languages too, so that only the first ratio compares like with like.
+        for ratio, peer_s in (
+            ("ratio", "peer_extrapolated_s"),
+            ("ratio_of_peer_with_languages", "peer_with_languages_s"),
+        ):
+            figures["basic"][ratio] = round(figures["basic"][peer_s] / figures["basic"]["run_s"], 1)
         figures["limit_s"] = LIMIT_S
         figures["peak_child_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     print("TOO SLOW" if is_broken else "ok", json.dumps(figures))

@@ -13,9 +13,11 @@ from held_rows import compute
 from pydantic import ValidationError
 
 from mmdata.errors import RecipeError
+from mmdata.groups import minhash_duplicates
 from mmdata.groups.minhash_duplicates import MinhashDuplicates, MinhashDuplicatesOptions
+from mmdata.models import shingles
 from mmdata.models.minhash import signatures
-from mmdata.models.shingles import Shingling, shingle
+from mmdata.models.shingles import Shingled, Shingling, jaccard, shingle
 
 HOW = Shingling("characters", 5)
 
@@ -110,6 +112,26 @@ def test_exact_pairs_are_never_below_the_threshold(tmp_path: Path):
         if int(of[1:]) != i:
             assert found["similarity"][i] == pytest.approx(exact(texts[i], texts[int(of[1:])]))
     assert min(found["similarity"]) >= 0.7
+
+
+def test_exact_sets_are_held_some_at_a_time_and_only_those_that_are_compared(tmp_path: Path, monkeypatch: Any):
+    captions, _ = planted(glosses(300), copies=100, seed=6)
+    rows, options = rows_of(captions), {"threshold": 0.7, "exact_of": "caption"}
+    whole = clusters(rows, tmp_path / "a", **options)
+    held: list[tuple[int, int]] = []
+
+    def counted(a: Shingled, b: Shingled) -> Any:
+        held.append((len(a.offsets) - 1, len(a.hashes) + len(b.hashes)))
+        return jaccard(a, b)
+
+    monkeypatch.setattr(minhash_duplicates, "jaccard", counted)
+    monkeypatch.setattr(minhash_duplicates, "_SHINGLES", 500)
+    monkeypatch.setattr(shingles, "_HELD", 500)
+    assert clusters(rows, tmp_path / "b", **options) == whole
+    assert all(pairs == 1 or shingles <= 500 for pairs, shingles in held)
+    assert max(pairs for pairs, _ in held) > 1
+    everything = len(shingle(pa.array(captions), HOW).sets().hashes)
+    assert 0 < (tmp_path / "b" / "sets").stat().st_size < 8 * everything * 0.8
 
 
 def test_shards_do_not_matter_and_the_order_of_visits_decides_who_is_first(tmp_path: Path):

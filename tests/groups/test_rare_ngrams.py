@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mmdata.errors import RecipeError
 from mmdata.groups.rare_ngrams import RareNgrams, RareNgramsOptions
+from mmdata.models import shingles
 
 TEXTS = ["a red dog", "A red  dog", "a red cat", "a dog", None, "", "zebra"]
 # unigrams: a 4, red 3, dog 3, cat 1, zebra 1; bigrams: "a red" 3, "red dog" 2, "red cat" 1, "a dog" 1
@@ -44,8 +45,9 @@ def test_counts_by_hand(options: dict[str, int], counts: list[int | None], tmp_p
 
 @pytest.mark.parametrize("part_rows", [97, 1000])
 def test_against_a_dictionary_of_texts(part_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """In many buckets: as many as 1000 rows of 20 n-grams ask for, with 100 n-grams in each."""
+    """In many buckets, for their length asks for so many of 100 n-grams each; and in pieces of some ten texts."""
     monkeypatch.setattr(RareNgrams, "bucket_rows", 100)
+    monkeypatch.setattr(shingles, "_HELD", 500)
     rng = np.random.default_rng(3)
     words = [f"w{i}" for i in range(300)]
     texts = [" ".join(words[min(299, rng.zipf(1.4))] for _ in range(rng.integers(0, 25))) for _ in range(1000)]
@@ -60,6 +62,11 @@ def test_against_a_dictionary_of_texts(part_rows: int, tmp_path: Path, monkeypat
     assert rare(texts, tmp_path, part_rows, common=400) == expected
     assert len(list(tmp_path.iterdir())) == 256
     assert 0 < sum(map(bool, expected)) < 1000
+
+
+def test_the_package_that_hashes_words_is_asked_for():
+    """So that a plan says what to install, where it is not there."""
+    assert RareNgrams.contract(RareNgramsOptions()).needs.modules == ("xxhash",)
 
 
 def test_no_rows(tmp_path: Path):

@@ -58,6 +58,16 @@ def test_per_group():
     assert [taken[:50].sum(), taken[50:60].sum(), taken[60:64].sum(), taken[64]] == [25, 5, 2, 0]
 
 
+def test_groups_of_numbers_are_the_same_in_every_shard():
+    """NaN is not equal to itself, and is one group nevertheless, another one than NULL."""
+    numbers = [float("nan")] * 20 + [1.5] * 20 + [None] * 20
+    rows = {"row_id": range(60), "uid": [f"{i:032x}" for i in range(60)], "g": pa.array(numbers, pa.float32())}
+    for part_rows in (60, 7):
+        answer = held_rows.compute(Sample(SampleOptions(count=3, per="g")), pa.table(rows), NOWHERE, part_rows)
+        taken = np.asarray(answer["sample_repeats"])
+        assert [taken[:20].sum(), taken[20:40].sum(), taken[40:].sum()] == [3, 3, 3]
+
+
 def test_small_groups_are_repeated_up_to_the_cap():
     groups = ["a"] * 50 + ["b"] * 4 + ["c"]
     taken = np.array(run(55, groups=groups, count=10, repeats=7))

@@ -62,6 +62,13 @@ def test_a_row_without_a_number_has_nothing_and_does_not_count():
     assert run([], fraction=0.5) == {"kept": [], "threshold": [], "rank": []}
 
 
+def test_an_infinite_number_is_one_but_no_threshold():
+    """A threshold that is not finite would fail every row of the group."""
+    inf = float("inf")
+    assert run([inf, 1, -inf], count=1) == {"kept": [True, False, False], "threshold": [None] * 3, "rank": [1, 2, 3]}
+    assert run([inf, 1, -inf], count=2)["threshold"] == [1.0] * 3
+
+
 def test_lowest_and_more_than_there_are():
     assert run([3, 1, 2], count=1, best="lowest") == {
         "kept": [False, True, False],
@@ -113,3 +120,6 @@ def test_refuses():
             TopFractionOptions(**wrong)
     with pytest.raises(RecipeError, match="is to hold numbers"):
         TopFraction.check_types(TopFractionOptions(count=1), pa.schema({"clip_score": pa.string()}))
+    lists = pa.schema({"clip_score": pa.float32(), "concepts": pa.list_(pa.string())})
+    with pytest.raises(RecipeError, match="'concepts' is of type list"):
+        TopFraction.check_types(TopFractionOptions(count=1, per="concepts"), lists)

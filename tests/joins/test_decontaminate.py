@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from mmdata.errors import RecipeError, SourceError
 from mmdata.joins.decontaminate import Decontaminate, DecontaminateOptions
+from mmdata.models import shingles
 
 NOTHING = (False, None, None, None, None)
 A, B = 0x0F0F_0F0F_0F0F_0F0F, 0xFFFF_0000_FFFF_0000
@@ -91,6 +92,17 @@ def test_captions_that_share_words_in_a_row(tmp_path: Path):
     assert found[3] == (True, "caption", "coco", "2", 0.0)  # the empty line is none
 
 
+def test_long_texts_are_cut_in_pieces_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each caption and each text of the set its own piece: places in both must still be those of the whole."""
+    monkeypatch.setattr(shingles, "_HELD", 10)
+    (tmp_path / "texts.txt").write_text("one two three\nred green blue\nsun moon stars\n")
+    options = {"text_lists": {"set": str(tmp_path / "texts.txt")}, "caption": "caption", "ngram": 3}
+    captions = pa.array(["the sun moon stars", None, "nothing of that", "red green blue", "one two three"])
+    found = matches(options, caption=captions, part_rows=4)
+    assert [f[3] for f in found] == ["3", None, None, "2", "1"]
+    assert [f[0] for f in found] == [True, None, False, True, True]
+
+
 def test_every_kind_of_list_holds_the_same(tmp_path: Path):
     values = np.array([A, B], np.uint64)
     np.save(tmp_path / "a.npy", values)
@@ -143,6 +155,28 @@ def test_the_nearest_embedding_is_that_of_brute_force():
     for f, row in zip(found, cosine, strict=True):
         if f[0]:
             assert (f[3], f[4]) == (f"o{row.argmax()}", pytest.approx(1 - row.max(), abs=1e-5))
+
+
+def test_equal_embeddings_match_at_a_cosine_of_1():
+    rng = np.random.default_rng(0)
+    values = pa.array(rng.normal(size=(500, 96)).astype(np.float16).ravel())
+    vectors = pa.FixedSizeListArray.from_arrays(values, 96)
+    options = {"against": ["flickr"], "embedding": "vector", "min_cosine": 1}
+    found = matches(options, Older(vector=vectors), 200, vector=vectors)
+    assert found == [(True, "embedding", "flickr", f"o{i}", 0.0) for i in range(500)]
+
+
+def test_a_dataset_with_columns_of_other_types_is_refused():
+    """Base columns go by name; hashes of 32 bits would be read two at a time."""
+    two, three = (pa.array([[0.0] * n], pa.list_(pa.float32(), n)) for n in (2, 3))
+    for option, mine, theirs in (
+        ("phash", hashes(7, 9), pa.array([7, 0], pa.int32())),
+        ("caption", pa.array(["a"]), pa.array([1])),
+        ("embedding", two, three),
+        ("embedding", two, pa.array([[0.0]])),
+    ):
+        with pytest.raises(RecipeError, match=f"'{option}' is .* in a dataset of `against`, not"):
+            matches({"against": ["flickr"], option: option}, Older(**{option: theirs}), **{option: mine})
 
 
 def test_no_rows_and_no_items(tmp_path: Path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdata.models import shingles
-from mmdata.models.shingles import LONGEST, Shingled, Shingling, jaccard, shingle
+from mmdata.models.shingles import LONGEST, Shingled, Shingling, jaccard, pieces, shingle
 
 
 def characters(text: str, size: int) -> list[int]:
@@ -69,6 +69,15 @@ def test_raw_shingles_of_any_text(texts: list[str], size: int):
     array = pa.array(texts, pa.string())
     assert split(shingle(array, Shingling("characters", size, ()))) == [characters(t, size) for t in texts] or not texts
     assert split(shingle(array, Shingling("words", size, ()))) == [words(t, size) for t in texts] or not texts
+
+
+def test_pieces_hold_no_more_than_the_bound_or_one_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shingles, "_HELD", 10)
+    texts = pa.chunked_array([["abcd", None, "é" * 6], ["x", "y" * 50, "", "z"]])
+    assert list(pieces(texts)) == [(0, 3), (3, 4), (4, 5), (5, 7)]
+    monkeypatch.setattr(shingles, "LONGEST", 8)
+    assert list(pieces(texts)) == [(0, 3), (3, 7)]
+    assert list(pieces(texts.slice(0, 0))) == []
 
 
 def test_null_has_none_and_chunks_do_not_matter():
