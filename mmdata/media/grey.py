@@ -1,7 +1,9 @@
 """Pictures shrunk and grey: Pillow's `convert("L")` and Lanczos `resize`, bit for bit, several times as fast.
 
-In: (H, W, 3) uint8 RGB, any size from 1 × 1. Out: (height, width) uint8 for each size asked for. Nothing fails. Beside
-its results a thread holds 2 MB, whatever the size of the picture.
+In: (H, W, 3) uint8 RGB, any size from 1 × 1. Out: (height, width) uint8 for each size asked for. Nothing fails.
+Memory: 2 MB a thread, whatever the size of the picture; while it works, for 32 results, 160 bytes for each of its rows
+(columns, where they go first); and a process keeps the filters of the sides it met last, 80 MB at most for sides up to
+20,000 px.
 
 Every sum here is one of whole numbers (over a power of two) that float32 or float64 holds exactly, whatever the order
 of the additions: products of matrices do the work, and the result is the same on every machine. Luma is
@@ -31,6 +33,7 @@ _FRACTION = 1 << 22  # of a factor
 _FINE = 1 << 8  # that part of it which is summed apart in float32
 _UNIT = _FINE / _FRACTION
 _STRIP_PX = 1 << 17  # worked on at once
+_LONG = 1 << 10  # px; of larger sides fewer filters are kept, for they are large, and quickly made beside decoding
 _BAND = 8  # values of the result that share a product
 _SMALL_PRODUCT = 999_999  # multiplications; OpenBLAS copies its operands from a million on, which takes twice as long
 
@@ -111,21 +114,29 @@ def _filtered(rows: Grey, out: int) -> Picture:
             np.matmul(factors, rows[top : top + many, begin:end].T, out=results[:, top : top + many])
     # OpenCV rounds halves to even and clips. A quarter of a unit more sends them up, and moves nothing else.
     if sums.dtype == np.float64:
-        return cv2.add(sums[:out], 0.25 / _FRACTION, dtype=cv2.CV_8U)  # type: ignore[call-overload, no-any-return]
+        # All bands, for 4 numbers alone would pass for what is added to each: OpenCV reads the float as 4 × 1, too.
+        return cv2.add(sums, 0.25 / _FRACTION, dtype=cv2.CV_8U)[:out]  # type: ignore[call-overload, no-any-return]
     np.floor(sums, out=sums)  # whole units: what is below one never decides
     units = sums[: 2 * out : 2] + sums[1 : 2 * out : 2]
     return cv2.addWeighted(units, _UNIT, units, 0, _UNIT / 4, dtype=cv2.CV_8U)  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=512)  # some 40 kB for a side of 300 px
 def _taps(size: int, out: int) -> Taps:
     """The filter from `size` to `out` values, in two parts where float32 holds every sum."""
+    return (_short_taps if size <= _LONG else _long_taps)(size, out)
+
+
+def _made_taps(size: int, out: int) -> Taps:
     whole = _filter(size, out)
     coarse = np.rint(whole / _FINE)
     parts = np.stack([coarse, whole - coarse * _FINE], axis=2)
     if (255 * np.abs(parts).sum(axis=0) < 1 << 24).all():
         return _banded((parts / (1, _FINE)).astype(np.float32).reshape(size, -1), 2 * _BAND)
     return _banded(whole / _FRACTION, _BAND)
+
+
+_short_taps = lru_cache(maxsize=512)(_made_taps)  # some 30 kB for a side of 300 px
+_long_taps = lru_cache(maxsize=16)(_made_taps)  # some 100 kB for each 1,000 px
 
 
 def _filter(size: int, out: int) -> npt.NDArray[np.float64]:

@@ -21,6 +21,8 @@ from mmdata.models.token_batches import TokenBatches, longest_of
 
 __all__ = ["ImageLabels", "TextLabels"]
 
+_THINNEST = 32  # times as long as wide; of a picture beyond it, as web pages have for rules, the middle is seen
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -39,6 +41,8 @@ class ImageLabels:
         make = AutoModelForImageClassification.from_pretrained
         self._network = load_weights(where, make, folder, precision, device)
         self.labels = labels_of(where, self._network.config.to_dict())
+        # Such a processor enlarges a row of 20,000 px to gigabytes, of which it keeps the square in the middle.
+        self._is_by_short_side = bool((self._processor.to_dict().get("size") or {}).get("shortest_edge"))
         shapes = {self._prepared(np.zeros((*size, 3), np.uint8)).shape for size in ((40, 90), (70, 50))}
         if len(shapes) > 1:
             raise RecipeError(
@@ -62,7 +66,8 @@ class ImageLabels:
     def _prepared(self, picture: npt.NDArray[np.uint8]) -> Floats:
         from PIL import Image
 
-        planes = self._processor(images=Image.fromarray(picture), return_tensors="pt")["pixel_values"]
+        shown = _middle(picture) if self._is_by_short_side else picture
+        planes = self._processor(images=Image.fromarray(shown), return_tensors="pt")["pixel_values"]
         return np.asarray(planes[0].numpy(), np.float32)
 
     def _encode(self, planes: Floats) -> Floats:
@@ -71,6 +76,13 @@ class ImageLabels:
         with torch.inference_mode():
             given = torch.from_numpy(planes).to(self._device, self._network.dtype)
             return _scores(self._network.config, self._network(pixel_values=given).logits)
+
+
+def _middle(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The picture, at most `_THINNEST` times as long as wide."""
+    most = _THINNEST * min(picture.shape[:2])
+    top, left = (max(0, side - most) // 2 for side in picture.shape[:2])
+    return picture[top : top + most, left : left + most]
 
 
 class TextLabels:

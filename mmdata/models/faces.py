@@ -25,7 +25,7 @@ __all__ = ["FaceModel", "FacesFound", "check_model", "open_model"]
 
 _MULTIPLE = 32  # what both models' sides must be a multiple of
 _OVERLAP = 0.3  # intersection over union from which the weaker of two boxes goes
-_MOST = 5000  # candidates that YuNet looks at
+_MOST = 5000  # strongest candidates that are looked at; the time grows with their square
 _CENTERFACE_OUTPUTS = ("537", "538", "539", "540")  # heatmap, scale, offset, landmarks
 _YUNET_OUTPUTS = tuple(f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in (8, 16, 32))
 
@@ -135,10 +135,10 @@ def _stepped(picture: Picture, longest: int) -> Picture:
 
 
 def _strongest(corners: npt.NDArray[Any], scores: npt.NDArray[Any], width: int, height: int) -> FacesFound:
-    """The highest scores first; a box that overlaps a stronger one by `_OVERLAP` or more goes."""
+    """The highest scores first, of `_MOST`; a box that overlaps a stronger one by `_OVERLAP` or more goes."""
     boxes, kept = inside(corners, width, height)
     scores = scores.astype(np.float32)[kept]
-    waiting = np.argsort(-scores, kind="stable")
+    waiting = np.argsort(-scores, kind="stable")[:_MOST]
     chosen = []
     while len(waiting):
         chosen.append(int(waiting[0]))

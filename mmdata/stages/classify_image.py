@@ -49,8 +49,10 @@ class ClassifyImage(Stage[ClassifyImageOptions]):
     regression it is the bare number. NULL with a reason: the picture is missing or does not decode.
 
     The model's own processor prepares the stored picture, upright and on white where it was transparent, one at a
-    time: the scores are those of transformers' own pipeline. With `offline` the picture is padded to a white square
-    of 224 px (Pixels 224). Weights that lack the classifier's layers are refused, and code beside them is never run.
+    time: the scores are those of transformers' own pipeline. A processor that scales by the short side is given the
+    middle of a picture more than 32 times as long as wide, for memory. With `offline` the picture is padded to a
+    white square of 224 px (Pixels 224). Weights that lack the classifier's layers are refused, and code beside them is
+    never run.
     Source: transformers' image-classification pipeline; `offline` is Tan and Le 2019 (arXiv 1905.11946), ImageNet-1k.
     """
 

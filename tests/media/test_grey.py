@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,6 +56,21 @@ def test_the_largest_sums_are_exact(length: int, dtype: str):
             row = np.where(sign * part.T > 0, 255, 0).astype(np.uint8)
             picture = row[:, :, None].repeat(3, axis=2)
             assert np.array_equal(shrink(picture, [(32, 32)])[0], pillow(picture, (32, 32)))
+
+
+@pytest.mark.parametrize("size", [(4, 1), (1, 4), (1, 1), (2, 2), (60, 5)])
+@pytest.mark.parametrize("shape", [(1466, 777), (777, 1466), (1, 1), (4, 4)])
+def test_results_of_few_px(size: tuple[int, int], shape: tuple[int, int]):
+    picture = pictures(*shape)[0]
+    assert np.array_equal(shrink(picture, [size])[0], pillow(picture, size))
+
+
+def test_filters_of_many_large_sides_are_not_kept():
+    tracemalloc.start()
+    for length in range(3000, 6000, 30):  # some 300 kB each
+        _taps(length, 32)
+    assert tracemalloc.get_traced_memory()[0] < 12e6
+    tracemalloc.stop()
 
 
 def test_a_picture_of_that_size_is_its_luma():

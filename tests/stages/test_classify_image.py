@@ -82,6 +82,26 @@ def test_scores_are_what_the_configuration_says(
         assert found[name] == pytest.approx([e[label] for e in expected], abs=1e-5)
 
 
+def test_a_thin_picture_is_not_enlarged_without_end(tiny: str, tmp_path: Path):
+    """A processor that scales by the short side of 224 px makes 9 GB of a row of 60,000 px, and keeps the middle."""
+    from transformers import CLIPImageProcessor
+
+    folder = str(shutil.copytree(tiny, tmp_path / "short"))
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    stage = opened(model=folder)
+    picture = noise(2, 400, 4)
+    pictures = [picture, picture.transpose(1, 0, 2), noise(90, 40, 5)]
+    rows = stage.compute(make_batch(pictures))["classify_image_top"].to_pylist()
+    for row, expected in zip(rows, oracle(folder, pictures), strict=True):
+        assert {one["label"]: one["score"] for one in row} == pytest.approx(expected, abs=1e-5)
+    sides: list[tuple[int, ...]] = []
+    model = stage._scores.__self__
+    seen = model._processor
+    model._processor = lambda images, **given: sides.append(images.size) or seen(images=images, **given)
+    stage.compute(make_batch([np.zeros((1, 60_000, 3), np.uint8), np.zeros((60_000, 2, 3), np.uint8), picture]))
+    assert sides == [(32, 1), (2, 64), (64, 2)]
+
+
 def test_a_model_without_a_classifiers_head_is_refused(tiny: str, tmp_path: Path):
     """The library fills it with random numbers and warns."""
     from transformers import ViTForImageClassification

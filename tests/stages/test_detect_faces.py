@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmdata.errors import RecipeError
 from mmdata.media.image import decode, encode
+from mmdata.models.faces import _strongest
 from mmdata.stages.detect_faces import DetectFaces, DetectFacesOptions
 
 SIDES = ("left", "top", "right", "bottom")
@@ -225,3 +226,11 @@ def test_a_face_is_blurred_in_what_is_exported(tmp_path: Path):
     again = DetectFaces(DetectFacesOptions())
     again.open("cpu")
     assert detect(again, decode(out[1]))[0]["count"] == 0
+
+
+def test_time_for_candidates_without_end_is_bounded():
+    """A low threshold over a hostile picture: the strongest 5,000 are looked at."""
+    corners = np.array([[4 * (i % 200), 4 * (i // 200)] for i in range(30_000)])
+    scores = np.linspace(0.1, 0.9, len(corners), dtype=np.float32)
+    found = _strongest(np.concatenate([corners, corners + 3], axis=1), scores, 4096, 4096)
+    assert found.scores.tolist() == scores[:-5001:-1].tolist()
