@@ -17,11 +17,13 @@ __all__ = [
     "NoOptions",
     "Options",
     "OrderBy",
+    "TextColumn",
     "Written",
     "column_options",
     "dataset_options",
     "file_options",
     "order_options",
+    "text_options",
 ]
 
 
@@ -74,6 +76,10 @@ class _ColumnMarker:
     """Marks an option whose value names a column; the planner replaces it by that column's identity."""
 
 
+class _TextMarker(_ColumnMarker):
+    """Marks an option whose value names a column of text; the planner refuses one of another type."""
+
+
 class _OrderMarker:
     """Marks an option that holds SQL ordering terms over columns, such as `width_px * height_px desc`."""
 
@@ -87,6 +93,7 @@ class _DatasetMarker:
 
 
 ColumnName = Annotated[str, _ColumnMarker()]
+TextColumn = Annotated[str, _TextMarker()]
 FilePath = Annotated[str, _FileMarker()]
 OrderBy = Annotated[str, _OrderMarker()]
 DatasetPath = Annotated[str, _DatasetMarker()]
@@ -116,8 +123,13 @@ def _values(options: Options, names: list[str]) -> dict[str, list[str]]:
 
 
 def column_options(options: Options) -> dict[str, list[str]]:
-    """Option name → the columns it names, for every option of type `ColumnName`."""
+    """Option name → the columns it names, for every option of type `ColumnName` or `TextColumn`."""
     return _values(options, _marked(type(options), _ColumnMarker))
+
+
+def text_options(options: Options) -> dict[str, list[str]]:
+    """Option name → the columns it names, for every option of type `TextColumn`."""
+    return _values(options, _marked(type(options), _TextMarker))
 
 
 def file_options(options: Options) -> list[str]:

@@ -10,6 +10,7 @@ add columns and a selection of the recipe's name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -73,6 +74,8 @@ def find_recipe(recipe: str | Path, overrides: Sequence[str] = (), dataset: str 
         raise RecipeError(f"{where}: {error}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: expected a mapping with name, dataset, source and steps")
+    if not str(dataset):
+        raise RecipeError(f"{where}: the dataset to put it over has an empty name; give a folder")
     folder = str(dataset).rstrip("/") or "/"
     document = {**document, "dataset": folder, **_of_dataset(folder)}
     if isinstance(document.get("export"), dict):
@@ -84,7 +87,7 @@ def _text(recipe: str | Path) -> tuple[str, str]:
     """The recipe's YAML and what to call it in messages; a file wins over a shipped recipe of the same name."""
     path = Path(recipe)
     is_name = path.name == str(recipe) and path.suffix not in (".yaml", ".yml")
-    if is_name and not path.is_file():
+    if is_name and not os.path.isfile(path):  # which is False for what is no path at all
         found = _shipped()
         if path.name in found:
             return found[path.name].read_text(encoding="utf-8"), path.name

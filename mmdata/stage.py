@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_
 import numpy.typing as npt
 import pyarrow as pa
 
+from mmdata.errors import RecipeError
 from mmdata.options import (
     ColumnName,
     DatasetPath,
@@ -28,10 +29,12 @@ from mmdata.options import (
     NoOptions,
     Options,
     OrderBy,
+    TextColumn,
     column_options,
     dataset_options,
     file_options,
     order_options,
+    text_options,
 )
 from mmdata.row_sets import GroupRows, OlderRows
 
@@ -56,6 +59,7 @@ __all__ = [
     "OrderBy",
     "Pixels",
     "Stage",
+    "TextColumn",
     "Weights",
     "column_options",
     "dataset_options",
@@ -232,7 +236,15 @@ class Operator(Generic[O]):
 
     @classmethod
     def check_types(cls, options: O, schema: pa.Schema) -> None:
-        """What `plan` asks: RecipeError when a column it reads, by its type in `schema`, is of no use to it."""
+        """What `plan` asks: RecipeError when a column it reads, by its type in `schema`, is of no use to it.
+
+        By default that is a column of another type than text where an option of type `TextColumn` names it.
+        """
+        for option, columns in text_options(options).items():
+            for column in set(columns) & set(schema.names):  # under some options a column is not read, nor there
+                kind = schema.field(column).type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise RecipeError(f"{cls.name}: {option} names column {column!r}, which is {kind}; expected text")
 
 
 class Stage(Operator[O]):

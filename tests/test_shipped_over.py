@@ -92,12 +92,19 @@ def test_a_file_wins_over_a_name_and_overrides_have_the_last_word(tmp_path: Path
         ("datacomp_basik", "none called so comes with mmdata; did you mean 'datacomp_basic'"),
         ("pets.yaml", "there is no recipe at pets.yaml"),
         ("some/datacomp_basic", "there is no recipe at some/datacomp_basic"),
+        ("x" * 5000, "none called so comes with mmdata"),  # longer than a file's name may be
     ],
 )
 def test_what_is_not_there(recipe: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=words):
         find_recipe(recipe)
+
+
+def test_over_a_folder_without_a_name():
+    """As of a shell's variable that is not set: it is not the root of the file system."""
+    with pytest.raises(RecipeError, match="empty name"):
+        find_recipe("datacomp_basic", dataset="")
 
 
 def test_a_recipe_that_is_no_file_names_its_own_dataset():

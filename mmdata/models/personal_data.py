@@ -29,7 +29,7 @@ _MARGIN = 200  # code points beyond the cut, so that what straddles it is recogn
 _LEAST_SCORE = 0.3  # of presidio's, in [0, 1]: what a check refused has 0, what it confirmed 1
 _DIGIT = re.compile(r"\d")
 _FOREIGN_LETTER = re.compile(r"[^\W_]", re.UNICODE)
-_LEAST_DIGITS = {"iban": 2, "credit_card": 12, "ip": 1, "phone": 6}  # fewer: nothing to find, and no need to look
+_LEAST_DIGITS = {"iban": 2, "credit_card": 13, "ip": 1, "phone": 6}  # fewer: nothing to find, and no need to look
 _MARKS = {"email": "@", "url": ".", "ip": ".:"}
 
 _LOCAL, _LABEL = r"[\w.!#$%&'*+/=?^`{|}~-]", r"[\w-]"

@@ -40,14 +40,15 @@ def _modules(where: str, folder: Path) -> list[dict[str, str]]:
     found = read_json(where, folder, "modules.json") or []
     if not isinstance(found, list) or not all(isinstance(m, dict) and {"path", "type"} <= m.keys() for m in found):
         raise RecipeError(f"{where}: modules.json in {folder} is no list of parts")
+    # Files further down are not looked at where the folder's content becomes part of the identity.
+    if any(Path(str(m["path"])).is_absolute() or Path(str(m["path"])).parts[1:] or m["path"] == ".." for m in found):
+        raise RecipeError(f"{where}: modules.json in {folder} names a part outside of it, or in a folder of a folder")
     return [{"path": str(m["path"]), "kind": str(m["type"]).rpartition(".")[2]} for m in found]
 
 
 def _transformer(where: str, folder: Path) -> str:
     """Folder of the network within the model's, empty or ending in a slash."""
     paths = [m["path"] for m in _modules(where, folder) if m["kind"] == "Transformer"]
-    if any(".." in Path(p).parts or Path(p).is_absolute() for p in paths):
-        raise RecipeError(f"{where}: modules.json in {folder} names a folder outside of it")
     return f"{paths[0]}/" if paths and paths[0] else ""
 
 

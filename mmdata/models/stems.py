@@ -21,4 +21,8 @@ class Stemmer:
         from nltk.stem.porter import PorterStemmer
 
         stemmer: Any = PorterStemmer()
-        self.stem = lru_cache(_REMEMBERED)(lambda word: word if len(word) > _LONGEST else str(stemmer.stem(word)))
+        self._remembered = lru_cache(_REMEMBERED)(lambda word: str(stemmer.stem(word)))
+
+    def stem(self, word: str) -> str:
+        """What the word ends up as."""
+        return word if len(word) > _LONGEST else self._remembered(word)

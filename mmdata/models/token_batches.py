@@ -40,6 +40,9 @@ def longest_of(where: str, tokenizer: Any, config: Any, asked: int | None) -> in
     if asked is not None and asked > positions:
         raise RecipeError(f"{where}: the model has room for {positions} tokens; max_tokens is {asked}")
     longest = asked or min(tokenizer.model_max_length, positions)
+    taken = tokenizer.num_special_tokens_to_add()
+    if longest <= taken:
+        raise RecipeError(f"{where}: max_tokens is {longest}, of which the tokenizer takes {taken} for its own marks")
     if longest >= _UNLIMITED:
         raise RecipeError(f"{where}: the model does not say how many tokens a text may have; set max_tokens")
     return int(longest)

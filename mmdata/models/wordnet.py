@@ -96,7 +96,7 @@ class WordNet:
                 # lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt synset_offset...
                 self._first[pos][fields[0]] = f"{pos}{int(fields[int(fields[3]) + 6]):08d}"
             self._exceptions[pos] = {w[0]: w[1:] for w in map(str.split, self._lines(f"{suffix}.exc")) if w}
-        self.first_synset = lru_cache(_WORDS)(self._first_synset)
+        self._remembered = lru_cache(_WORDS)(self._first_synset)
 
     def _lines(self, name: str) -> list[str]:
         """The lines of a file but for those of its licence, which begin with a space."""
@@ -122,15 +122,16 @@ class WordNet:
         else:
             yield from (word[: -len(old)] + new for old, new in self._endings[pos] if word.endswith(old))
 
-    def _first_synset(self, word: str) -> str | None:
+    def first_synset(self, word: str) -> str | None:
         """Id of the first sense of a word, such as `n02121620` for `Cats`, None for a word that WordNet lacks.
 
         What `synsets(word)[0]` of NLTK 3.10's WordNet reader is: nouns before verbs, adjectives and adverbs, in each
         the word before its base forms. (Until NLTK 3.9 rules were applied again where one application found nothing.)
         """
+        return None if len(word) > _LONGEST else self._remembered(word)
+
+    def _first_synset(self, word: str) -> str | None:
         word = word.lower()
-        if len(word) > _LONGEST:
-            return None
         for pos, known in self._first.items():
             for form in self._forms(word, pos):
                 if form in known:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
@@ -156,11 +157,11 @@ class TableSource(AdoptingSource):
 
     def _without_media(self, table: pa.Table) -> list[Row]:
         """Rows that refer to nothing: stages that want a picture fail them, everything else works."""
-        sides = {"original_width_px": self.width, "original_height_px": self.height}
+        sides = {"width": self.width, "height": self.height}
         columns = {
-            name: plain_column(table.column(source).combine_chunks(), pa.int64()).to_pylist()
-            for name, source in sides.items()
-            if source is not None
+            f"original_{side}_px": _whole_numbers(f"column {name!r} (source.{side})", table.column(name))
+            for side, name in sides.items()
+            if name is not None
         }
         return [{"status": "ok", **{name: values[i] for name, values in columns.items()}} for i in range(len(table))]
 
@@ -245,6 +246,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _column(table: pa.Table, field: pa.Field) -> pa.Array:
     return plain_column(table.column(field.name).combine_chunks(), field.type)
+
+
+def _whole_numbers(what: str, column: pa.ChunkedArray) -> list[int | None]:
+    """The cells as integers. NaN is none: pandas writes it for a missing one, and the others as 640.0."""
+    cells = column.combine_chunks()
+    try:
+        if pa.types.is_floating(cells.type):
+            cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, cells.type), cells)
+        found: list[int | None] = plain_column(cells, pa.int64()).to_pylist()
+    except pa.ArrowException as error:
+        raise SourceError(f"{what} does not hold whole numbers: {error}") from None
+    return found
 
 
 def _is_arrow(place: Place) -> bool:

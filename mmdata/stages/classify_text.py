@@ -7,7 +7,7 @@ from pydantic import Field
 from mmdata.batch import Batch
 from mmdata.models.classifiers import TextLabels
 from mmdata.models.pretrained import Precision, bring_folder, folder_here, labels_of, pretrained_weights, read_json
-from mmdata.stage import ColumnName, Columns, Contract, FilePath, Needs, Options, Stage
+from mmdata.stage import Columns, Contract, FilePath, Needs, Options, Stage, TextColumn
 from mmdata.stages.label_columns import label_cells, label_schema, require_labels
 
 __all__ = ["ClassifyText", "ClassifyTextOptions"]
@@ -23,7 +23,7 @@ class ClassifyTextOptions(Options):
         description="folder that transformers' save_pretrained wrote, or a hub name with `revision`"
     )
     revision: str | None = Field(None, description="commit of a hub's model, 40 hex digits")
-    column: ColumnName = Field("caption", description="text column to classify")
+    column: TextColumn = Field("caption", description="text column to classify")
     labels: tuple[str, ...] = Field((), description="labels that get a column of their own, with their score")
     top: int = Field(5, ge=1, description="how many of the best labels are listed")
     max_tokens: int | None = Field(None, ge=1, description="tokens a text is cut at; the model's own limit if left out")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mmdata.batch import Batch
 from mmdata.models.offline import LanguageDetector, package_weights
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, parse_schema
+from mmdata.stage import Columns, Contract, Needs, Options, Stage, TextColumn, parse_schema
 
 __all__ = ["DetectLanguage", "DetectLanguageOptions"]
 
@@ -16,7 +16,7 @@ __all__ = ["DetectLanguage", "DetectLanguageOptions"]
 class DetectLanguageOptions(Options):
     """Which text to look at."""
 
-    column: ColumnName = Field("caption", description="text column whose language is wanted")
+    column: TextColumn = Field("caption", description="text column whose language is wanted")
 
 
 class DetectLanguage(Stage[DetectLanguageOptions]):

@@ -14,7 +14,7 @@ from mmdata.batch import Batch
 from mmdata.media.boxes import BOXES, area_ratio, cells
 from mmdata.models.ocr import TextFound, TextReader, lines_of
 from mmdata.models.offline import package_weights
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage
+from mmdata.stage import Columns, Contract, Needs, Options, Pixels, Stage, TextColumn
 
 __all__ = ["DetectText", "DetectTextOptions", "found_in"]
 
@@ -41,7 +41,7 @@ class DetectTextOptions(Options):
     """Whether text is read or only found, how sure the model must be, and at what size it looks."""
 
     read: bool = Field(True, description="also read what is written; false only finds the boxes, which costs less")
-    column: ColumnName = Field("caption", description="text column that what is read is compared with")
+    column: TextColumn = Field("caption", description="text column that what is read is compared with")
     min_confidence: float = Field(
         0.5, ge=0, le=1, description="confidence below which a box is dropped: of the reading, else of the detection"
     )

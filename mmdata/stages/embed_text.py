@@ -15,7 +15,7 @@ from mmdata.models.offline import SentenceEncoder, package_weights
 from mmdata.models.pretrained import Precision, bring_folder, folder_here, pretrained_weights
 from mmdata.models.sentences import SentenceModel, sentence_width
 from mmdata.models.token_batches import LOOKED_AT
-from mmdata.stage import ColumnName, Columns, Contract, FilePath, Needs, Options, Stage, Weights
+from mmdata.stage import Columns, Contract, FilePath, Needs, Options, Stage, TextColumn, Weights
 
 __all__ = ["EmbedText", "EmbedTextOptions"]
 
@@ -33,7 +33,7 @@ class EmbedTextOptions(Options):
         "all-MiniLM-L6-v2, whose weights are in a package",
     )
     revision: str | None = Field(None, description="commit of a hub's model, 40 hex digits")
-    column: ColumnName = Field("caption", description="text column to embed")
+    column: TextColumn = Field("caption", description="text column to embed")
     size: int | None = Field(
         None, ge=1, description="numbers in an embedding, for a hub's model that is not on this machine yet"
     )
@@ -103,10 +103,7 @@ class EmbedText(Stage[EmbedTextOptions]):
         model = SentenceModel(self.name, folder, options.precision, device, rows, *own)
         model.warm_up()
         self._width, self._encode = model.width, model.embeddings
-        if options.size not in (None, model.width):
-            raise RecipeError(
-                f"{self.name}: embeddings of the model have {model.width} numbers; set size: {model.width}"
-            )
+        _require_size(options, model.width)
 
     def compute(self, batch: Batch) -> Columns:
         """One vector per caption."""
@@ -122,10 +119,17 @@ class EmbedText(Stage[EmbedTextOptions]):
 def _width(options: EmbedTextOptions) -> int:
     folder = folder_here(options.model, options.revision)
     if folder is not None:
-        return sentence_width(EmbedText.name, folder)
+        found = sentence_width(EmbedText.name, folder)
+        _require_size(options, found)
+        return found
     if options.size is None:
         raise RecipeError(
             f"{EmbedText.name}: the model {options.model} is not on this machine, and its width is not known; "
             f"set size, or type: hf download {options.model} --revision {options.revision}"
         )
     return options.size
+
+
+def _require_size(options: EmbedTextOptions, found: int) -> None:
+    if options.size not in (None, found):
+        raise RecipeError(f"{EmbedText.name}: embeddings of the model have {found} numbers; set size: {found}")

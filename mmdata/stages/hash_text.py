@@ -9,7 +9,7 @@ from mmdata.batch import Batch
 from mmdata.models.minhash import signatures
 from mmdata.models.offline import package_weights
 from mmdata.models.shingles import Normal, Shingling, Unit, shingle
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage
+from mmdata.stage import Columns, Contract, Needs, Options, Stage, TextColumn
 
 __all__ = ["HashText", "HashTextOptions"]
 
@@ -19,7 +19,7 @@ _STEPS: tuple[Normal, ...] = ("nfkc", "lower", "punctuation", "whitespace")
 class HashTextOptions(Options):
     """Which text, what counts as the same in it, and how long its signature is."""
 
-    column: ColumnName = Field("caption", description="text column to hash")
+    column: TextColumn = Field("caption", description="text column to hash")
     unit: Unit = Field("characters", description="what a shingle is made of")
     size: int = Field(5, ge=1, le=64, description="units in a shingle")
     normalise: tuple[Normal, ...] = Field(

@@ -20,17 +20,18 @@ from mmdata.batch import Batch
 from mmdata.errors import RecipeError
 from mmdata.models.matching import LONGEST, EntryMatcher
 from mmdata.models.wordnet import WordNet, find_wordnet
-from mmdata.stage import ColumnName, Columns, Contract, FilePath, Needs, Options, Stage, Weights, parse_schema
+from mmdata.stage import Columns, Contract, FilePath, Needs, Options, Stage, TextColumn, Weights, parse_schema
 
 __all__ = ["MatchConcepts", "MatchConceptsOptions"]
 
+_KINDS = (".json", ".parquet")  # any other file is text, an entry a line
 _IMAGENET = "data/_info/imagenet21k_goog_synsets.txt"  # in the package timm
 
 
 class MatchConceptsOptions(Options):
     """By which rule, against which list."""
 
-    column: ColumnName = Field("caption", description="text column to look in")
+    column: TextColumn = Field("caption", description="text column to look in")
     rule: Literal["substrings", "synsets"] = Field(
         "substrings", description="substrings: MetaCLIP's entries as they stand; synsets: DataComp's first synsets"
     )
@@ -55,9 +56,9 @@ class MatchConcepts(Stage[MatchConceptsOptions]):
     `rule: substrings` is MetaCLIP's: the caption is put between spaces, so are its `, . ; : ? ! `` ` ``, tabs and line
     breaks become spaces, and an entry is found where it stands between two spaces: `cat` in `a cat, sleeping`, not in
     `category`. Case counts unless `lowercase` is set; an entry with such a mark must be written with its spaces. The
-    concepts are the entries, in the order of the list. MetaCLIP's 500,000 entries ([M]: their number could not be
-    verified) are WordNet's synset names, frequent words and word pairs of Wikipedia and titles of its much-read pages;
-    the list may not be passed on, so that the default is its first part, 86,571 names from WordNet.
+    concepts are the entries, in the order of the list. MetaCLIP's 500,000 entries are WordNet's synset names, frequent
+    words and word pairs of Wikipedia and titles of its much-read pages; the list may not be passed on, so that the
+    default is its first part, 86,571 names from WordNet.
 
     `rule: synsets` is DataComp's: a word (what stands between white space) counts where the number of its first synset
     in WordNet 3.0 is that of a synset of ImageNet-21k. Words keep their marks (`dog,` is no word of WordNet), the
@@ -82,7 +83,8 @@ class MatchConcepts(Stage[MatchConceptsOptions]):
         if options.entries is not None:
             path = Path(options.entries).expanduser()
             _read(options.rule, path)
-            weights.append(Weights("entries", path=str(path)))
+            kind = path.suffix.lower()  # the same bytes are another list when read in another way
+            weights.append(Weights(f"entries{kind if kind in _KINDS else ''}", path=str(path)))
         elif options.rule == "synsets":
             modules.append("timm")
             weights.append(Weights("entries", path=str(_imagenet_ids() or "")))
@@ -160,7 +162,8 @@ def _entries(path: Path, size: int, changed: int) -> tuple[str, ...]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         table = pq.read_table(path)
-        if table.num_columns != 1 or not pa.types.is_string(table.schema.field(0).type):
+        kind = table.schema.field(0).type if table.num_columns == 1 else pa.null()
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise ValueError(f"expected one column of text, not {', '.join(map(str, table.schema))}")
         lines = table.column(0).to_pylist()
     elif suffix == ".json":

@@ -15,7 +15,7 @@ from pydantic import Field
 from mmdata.batch import Batch
 from mmdata.errors import RecipeError
 from mmdata.models.stems import Stemmer
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, parse_schema
+from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, TextColumn, parse_schema
 
 __all__ = ["MatchLabels", "MatchLabelsOptions"]
 
@@ -27,7 +27,7 @@ _WORD = re.compile(r"[^\W_]+")
 class MatchLabelsOptions(Options):
     """Which text, and which labels."""
 
-    column: ColumnName = Field("caption", description="text column, in English")
+    column: TextColumn = Field("caption", description="text column, in English")
     labels: ColumnName = Field(
         "classify_image_top", description="column with a label, a list of labels, or such as classify_image writes"
     )
@@ -62,6 +62,7 @@ class MatchLabels(Stage[MatchLabelsOptions]):
     @classmethod
     def check_types(cls, options: MatchLabelsOptions, schema: pa.Schema) -> None:
         """RecipeError when the labels are neither text, a list of text, nor a list of structs with a `label`."""
+        super().check_types(options, schema)
         kind = schema.field(options.labels).type
         inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
         if pa.types.is_struct(inner) and inner.get_field_index("label") >= 0:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from mmdata.batch import Batch
 from mmdata.errors import RecipeError
-from mmdata.stage import ColumnName, Columns, Contract, FilePath, Options, Stage, Weights, parse_schema
+from mmdata.stage import Columns, Contract, FilePath, Options, Stage, TextColumn, Weights, parse_schema
 
 __all__ = ["ProbeText", "ProbeTextOptions"]
 
@@ -45,7 +45,7 @@ _RARE = parse_schema("text_rare_word_count: int64")
 class ProbeTextOptions(Options):
     """Which text to probe, how long its n-grams are, and which words are known."""
 
-    column: ColumnName = Field("caption", description="text column to probe")
+    column: TextColumn = Field("caption", description="text column to probe")
     word_ngram: int = Field(2, ge=1, le=20, description="words in an n-gram of text_word_ngram_ratio")
     char_ngram: int = Field(10, ge=1, le=100, description="code points in an n-gram of text_char_ngram_ratio")
     vocabulary: FilePath | None = Field(
@@ -167,7 +167,7 @@ def _kinds_ascii(text: str) -> tuple[int, int, int, int, int]:
 
 
 def _is_capital(character: str) -> bool:
-    return character.isupper() or character.istitle()
+    return character.isalpha() and (character.isupper() or character.istitle())  # Ⅷ and Ⓐ are no letters
 
 
 def _is_symbol(character: str) -> bool:
@@ -207,7 +207,7 @@ def _vocabulary_of(path: str, min_count: int) -> frozenset[str]:
     try:
         found = os.stat(path)
         return _read_vocabulary(path, min_count, found.st_mtime_ns, found.st_size)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that cannot be one
         raise RecipeError(
             f"probe_text: cannot read the vocabulary {path!r} ({error}); expected UTF-8 text, a word a line"
         ) from None

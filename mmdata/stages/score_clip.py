@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from mmdata.batch import Batch
 from mmdata.models.clip import ClipModel, Precision, bring_weights, embedding_size, image_size, weights_of
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, parse_schema
+from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, TextColumn, parse_schema
 
 __all__ = ["ScoreClip", "ScoreClipOptions"]
 
@@ -24,7 +24,7 @@ class ScoreClipOptions(Options):
     pretrained: str = Field(
         "datacomp_xl_s13b_b90k", description="open_clip tag, or path of a checkpoint; a local-dir folder has its own"
     )
-    column: ColumnName = Field("caption", description="text column to compare with the picture")
+    column: TextColumn = Field("caption", description="text column to compare with the picture")
     precision: Precision = Field("fp32", description="number format of the weights and of most sums")
     fit: Literal["center_crop", "stretch"] = Field(
         "center_crop", description="how pictures become square; SigLIP, CLIPA and PE models want stretch"

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mmdata.batch import Batch
 from mmdata.models.clip import ClipModel, Precision, bring_weights, image_size, weights_of
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, parse_schema
+from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, TextColumn, parse_schema
 
 __all__ = ["PROMPT", "ScoreClipscore", "ScoreClipscoreOptions", "clipscore", "ref_clipscore"]
 
@@ -28,7 +28,7 @@ class ScoreClipscoreOptions(Options):
         "ViT-B-32-quickgelu", description="open_clip architecture, or local-dir:PATH of a folder open_clip saved"
     )
     pretrained: str = Field("openai", description="open_clip tag, or path of a checkpoint; a local-dir has its own")
-    column: ColumnName = Field("caption", description="text column to compare with the picture")
+    column: TextColumn = Field("caption", description="text column to compare with the picture")
     references: ColumnName | None = Field(
         None, description="column of reference captions (list of string, or string), for RefCLIPScore"
     )

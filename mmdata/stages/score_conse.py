@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mmdata.batch import Batch
 from mmdata.models.offline import CLASSIFIER_SIZE, ConseEncoder, package_weights
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, parse_schema
+from mmdata.stage import Columns, Contract, Needs, Options, Pixels, Stage, TextColumn, parse_schema
 
 __all__ = ["ScoreConse", "ScoreConseOptions"]
 
@@ -19,7 +19,7 @@ _ROWS = 16
 class ScoreConseOptions(Options):
     """Which text is compared with the picture."""
 
-    column: ColumnName = Field("caption", description="text column to compare with the picture")
+    column: TextColumn = Field("caption", description="text column to compare with the picture")
 
 
 class ScoreConse(Stage[ScoreConseOptions]):

@@ -9,7 +9,7 @@ from pydantic import Field
 from mmdata.batch import Batch
 from mmdata.models.blip import ItmModel, picture_size
 from mmdata.models.pretrained import Precision, bring_folder, folder_here, pretrained_weights
-from mmdata.stage import ColumnName, Columns, Contract, FilePath, Needs, Options, Pixels, Stage, Weights, parse_schema
+from mmdata.stage import Columns, Contract, FilePath, Needs, Options, Pixels, Stage, TextColumn, Weights, parse_schema
 
 __all__ = ["ScoreItm", "ScoreItmOptions"]
 
@@ -25,7 +25,7 @@ class ScoreItmOptions(Options):
         description="folder that transformers' save_pretrained wrote, of any BLIP ITM checkpoint, or a hub name",
     )
     revision: str | None = Field(None, description="commit of a hub's model, 40 hex digits; a folder has none")
-    column: ColumnName = Field("caption", description="text column to compare with the picture")
+    column: TextColumn = Field("caption", description="text column to compare with the picture")
     max_tokens: int = Field(35, gt=2, description="tokens of a text that the model sees, with the two at its ends")
     precision: Precision = Field("fp32", description="number format of the weights and of most sums")
     batch_size: int = Field(16, gt=0, le=4096, description="pairs of a model call; a score's last bits depend on it")

@@ -14,7 +14,7 @@ from mmdata.batch import Batch
 from mmdata.errors import RecipeError
 from mmdata.models.clip import bring_weights, prompt_embeddings, weights_of
 from mmdata.models.vectors import require_embedding, require_width, unit_rows
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, parse_schema
+from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, TextColumn, parse_schema
 
 __all__ = ["ScoreNsfwZeroShot", "ScoreNsfwZeroShotOptions"]
 
@@ -45,7 +45,7 @@ class ScoreNsfwZeroShotOptions(Options):
     )
     pretrained: str = Field("openai", description="its open_clip tag, or path of a checkpoint, as score_clip has it")
     embedding: ColumnName = Field("clip_image_embedding", description="column with the pictures' embeddings")
-    column: ColumnName = Field("caption", description="text column in which words for minors are looked for")
+    column: TextColumn = Field("caption", description="text column in which words for minors are looked for")
     prompt: str = Field("{}", description="what each category is put into, at {}; as LAION did, nothing more")
     nsfw: tuple[str, ...] = Field(_NSFW, min_length=1, description="categories that are unsafe; our own list")
     safe: tuple[str, ...] = Field(_SAFE, min_length=2, description="categories that are not; our own list")
@@ -110,6 +110,7 @@ class ScoreNsfwZeroShot(Stage[ScoreNsfwZeroShotOptions]):
     @classmethod
     def check_types(cls, options: ScoreNsfwZeroShotOptions, schema: pa.Schema) -> None:
         """RecipeError where `embedding` is no embedding."""
+        super().check_types(options, schema)
         require_embedding(cls.name, options.embedding, schema)
 
     @classmethod

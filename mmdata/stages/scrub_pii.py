@@ -13,7 +13,7 @@ from mmdata.batch import Batch
 from mmdata.errors import RecipeError
 from mmdata.models.english import LONGEST
 from mmdata.models.personal_data import DEFAULT_REGIONS, Kind, PersonalData, Span, finder_weights, unknown_regions
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage
+from mmdata.stage import Columns, Contract, Needs, Options, Stage, TextColumn
 
 __all__ = ["ScrubPii", "ScrubPiiOptions"]
 
@@ -21,7 +21,7 @@ __all__ = ["ScrubPii", "ScrubPiiOptions"]
 class ScrubPiiOptions(Options):
     """Which text, which kinds of personal data, and how telephone numbers are written in it."""
 
-    column: ColumnName = Field("caption", description="text column to scrub")
+    column: TextColumn = Field("caption", description="text column to scrub")
     kinds: tuple[Kind, ...] = Field(
         ("email", "iban", "credit_card", "ip", "phone"),
         min_length=1,
@@ -43,11 +43,12 @@ class ScrubPii(Stage[ScrubPiiOptions]):
     """A caption whose personal data is replaced by what kind it is: `<EMAIL>`, `<PHONE>`, `<CREDIT_CARD>`.
 
     Reads the caption (or `column`). Writes `scrubbed_text`, and for each of `kinds` how many were replaced:
-    `scrubbed_email_count`, `scrubbed_iban_count` (country and check digits right), `scrubbed_credit_card_count` (12 to
-    19 digits, Luhn's check digit right), `scrubbed_ip_count` (IPv4, IPv6), `scrubbed_phone_count` (valid in one of
-    `phone_regions`, or written with + and the country's code; six digits or more), and where asked for
-    `scrubbed_url_count` (from `http://`, `https://`, `ftp://` or `www.` on) and `scrubbed_person_count` (`<PERSON>`).
-    Finds that overlap are replaced together and counted as the longest of them. What was found is stored nowhere.
+    `scrubbed_email_count`, `scrubbed_iban_count` (country and check digits right), `scrubbed_credit_card_count` (13 to
+    17 digits that begin with 1, 3, 4, 50 to 55 or 6, Luhn's check digit right), `scrubbed_ip_count` (IPv4, IPv6),
+    `scrubbed_phone_count` (valid in one of `phone_regions`, or written with + and the country's code; six digits or
+    more), and where asked for `scrubbed_url_count` (from `http://`, `https://`, `ftp://` or `www.` on) and
+    `scrubbed_person_count` (`<PERSON>`). Finds that overlap are replaced together and counted as the longest of them.
+    What was found is stored nowhere.
 
     NULL: the caption is NULL. Text beyond 10,000 code points is cut off, because nobody looked at it; a find across the
     cut is replaced whole. Not everything personal has a pattern: house numbers, user names and names of persons in

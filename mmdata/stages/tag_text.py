@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmdata.batch import Batch
 from mmdata.models.english import EnglishPipeline, english_weights
-from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, parse_schema
+from mmdata.stage import Columns, Contract, Needs, Options, Stage, TextColumn, parse_schema
 
 __all__ = ["TagText", "TagTextOptions"]
 
@@ -35,7 +35,7 @@ _WRITES = parse_schema(
 class TagTextOptions(Options):
     """Which text to tag."""
 
-    column: ColumnName = Field("caption", description="text column, in English")
+    column: TextColumn = Field("caption", description="text column, in English")
 
 
 class TagText(Stage[TagTextOptions]):

@@ -62,6 +62,14 @@ def test_first_synsets_known_by_heart(ours: WordNet) -> None:
     assert ours.first_synset("d" * 5_000_000) is None
 
 
+def test_a_long_word_is_not_remembered(ours: WordNet) -> None:
+    """Captions may bring any number of them, each up to a caption's length."""
+    ours.first_synset("dog")
+    before = ours._remembered.cache_info().currsize
+    assert ours.first_synset("d" * 101) is None
+    assert ours._remembered.cache_info().currsize == before > 0
+
+
 def test_an_archive_of_nltks_says_the_same(ours: WordNet, tmp_path: Path) -> None:
     archive = tmp_path / "wordnet.zip"
     with zipfile.ZipFile(archive, "w") as file:

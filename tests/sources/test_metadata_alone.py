@@ -83,3 +83,22 @@ def test_options_that_contradict_each_other(options: dict[str, str], words: str)
 def test_a_column_that_is_not_there(tmp_path: Path):
     with pytest.raises(SourceError, match=r"no column 'wid' \(source.width\)"):
         mmdata.run(recipe(tmp_path, width="wid"), runner="inline")
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_sides_as_pandas_writes_them(tmp_path: Path, kind: pa.DataType):
+    """With one missing, a column of whole numbers becomes one of floats, and the missing one NaN."""
+    given = recipe(tmp_path, width="w", height="h")
+    sides = {"w": pa.array([640.0, float("nan"), None], kind), "h": pa.array([480.0, 500.0, float("nan")], kind)}
+    pq.write_table(pa.table({"text": ROWS["text"], "score": ROWS["score"], **sides}), tmp_path / "pool.parquet")
+    ds = mmdata.run(given, runner="inline")
+    found = ds.sql("SELECT original_width_px, original_height_px FROM samples ORDER BY row_id").fetchall()
+    assert found == [(640, 480), (None, 500), (None, None)]
+
+
+@pytest.mark.parametrize("values", [[640.5, 1.0, 1.0], ["640", "wide", None]])
+def test_sides_that_are_no_whole_numbers(tmp_path: Path, values: list[object]):
+    given = recipe(tmp_path, width="w")
+    pq.write_table(ROWS.drop(["w"]).append_column("w", pa.array(values)), tmp_path / "pool.parquet")
+    with pytest.raises(SourceError, match=r"column 'w' \(source.width\) does not hold whole numbers"):
+        mmdata.run(given, runner="inline")

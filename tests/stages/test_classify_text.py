@@ -91,6 +91,8 @@ def test_fewer_tokens_on_request(tiny: str):
     assert short["classify_text_top"][0] == short["classify_text_top"][1]
     with pytest.raises(RecipeError, match="room for 48 tokens; max_tokens is 49"):
         opened(model=tiny, max_tokens=49)
+    with pytest.raises(RecipeError, match="max_tokens is 2, of which the tokenizer takes 2"):
+        opened(model=tiny, max_tokens=2)
 
 
 def test_a_picture_model_is_refused(tiny: str, tmp_path: Path):

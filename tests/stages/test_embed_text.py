@@ -93,14 +93,15 @@ def test_what_a_plan_refuses(tmp_path: Path):
     assert hub.writes.field("text_embedding").type.list_size == 768
     folder = Path(save_tiny_sentences(tmp_path / "made"))
     with pytest.raises(RecipeError, match="have 32 numbers; set size: 32"):
-        opened(model=str(folder), size=768)
+        EmbedText.contract(EmbedTextOptions(model=str(folder), size=768))
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     refused("pools its tokens by max; supported are mean and cls", model=str(folder))
     modules = json.loads((folder / "modules.json").read_text())
     dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
     (folder / "modules.json").write_text(json.dumps([*modules, dense]))
     refused("made of Transformer, Pooling, Normalize, Dense; supported are", model=str(folder))
-    outside = [{**modules[0], "path": "../made-plain"}, *modules[1:]]
-    (folder / "modules.json").write_text(json.dumps(outside))
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
-    refused("names a folder outside of it", model=str(folder))
+    for part, path in ((0, "../made-plain"), (1, "../made/1_Pooling"), (1, str(folder / "1_Pooling")), (1, "..")):
+        outside = [{**m, "path": path} if i == part else m for i, m in enumerate(modules)]
+        (folder / "modules.json").write_text(json.dumps(outside))
+        refused("names a part outside of it", model=str(folder))

@@ -86,7 +86,10 @@ def test_lists_of_each_kind_say_the_same(tmp_path: Path):
     (tmp_path / "e.txt").write_bytes(("\ufeff" + "\r\n".join([*names, "", "dog"]) + "\r\n").encode())
     (tmp_path / "e.json").write_text(json.dumps(names))
     pq.write_table(pa.table({"entry": names}), tmp_path / "e.parquet")
-    for name in ("e.txt", "e.json", "e.parquet"):
+    pq.write_table(
+        pa.table({"entry": pa.array(names, pa.large_string())}), tmp_path / "large.parquet"
+    )  # as polars does
+    for name in ("e.txt", "e.json", "e.parquet", "large.parquet"):
         caption = "naïve: dog eats ice cream on 自転車 ."
         assert match([caption], entries=str(tmp_path / name)) == [["dog", "ice cream", "naïve", "自転車"]]
 
@@ -116,6 +119,17 @@ def test_what_a_list_holds_is_part_of_the_identity(entries):
     assert weights.path == options.entries
     named = {w.name for w in MatchConcepts.contract(MatchConceptsOptions(rule="synsets")).weights}
     assert {"entries", "wordnet index.noun", "wordnet noun.exc"} <= named
+
+
+def test_how_a_list_is_read_is_part_of_the_identity(tmp_path: Path):
+    """One file under two names: text with one odd entry, and a list of one."""
+    named = []
+    for name, found in (("e.txt", []), ("e.json", ["cat"])):
+        (tmp_path / name).write_text('["cat"]')
+        options = MatchConceptsOptions(entries=str(tmp_path / name))
+        named.append([weights.name for weights in MatchConcepts.contract(options).weights])
+        assert match(["a cat"], entries=options.entries) == [found]
+    assert named[0] != named[1]
 
 
 def test_datacomps_rule(entries):

@@ -9,6 +9,7 @@ import pytest
 from batches import make_batch
 
 from mmdata.errors import RecipeError
+from mmdata.models.stems import Stemmer
 from mmdata.stages.match_labels import MatchLabels, MatchLabelsOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
@@ -73,3 +74,10 @@ def test_a_column_without_labels_is_refused(kind: pa.DataType, good: bool):
     else:
         with pytest.raises(RecipeError, match="'seen'"):
             MatchLabels.check_types(options, schema)
+
+
+def test_a_long_word_is_its_own_stem_and_not_remembered():
+    stemmer = Stemmer()
+    assert stemmer.stem("running") == "run"
+    assert stemmer.stem("running" * 20_000) == "running" * 20_000
+    assert stemmer._remembered.cache_info().currsize == 1

@@ -14,13 +14,17 @@ from typing import Any
 
 import every_operator as every
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from batches import make_batch, noise, png
 from held_rows import compute as compute_group
 from tiny_clip import save_tiny_clip
 
 import mmdata
+from mmdata.errors import RecipeError
 from mmdata.isolate import StepTracker, compute_rows
+from mmdata.plan import plan_recipe
+from mmdata.recipe import parse
 from mmdata.stage import Failed, Group
 
 POISON: dict[str, str] = {
@@ -85,6 +89,25 @@ def plain(answer: Any) -> dict[str, Any]:
 def test_what_is_tested_here():
     assert {"probe_text", "detect_language", "score_clip", "tag_text", "scrub_pii", "match_labels"} <= set(TEXT_STAGES)
     assert {"rare_ngrams"} <= set(TEXT_GROUPS)
+
+
+@pytest.mark.parametrize("name", TEXT_STAGES)
+@pytest.mark.parametrize("kind", [pa.int64(), pa.list_(pa.string()), pa.binary()])
+def test_a_column_that_holds_no_text_is_told_before_anything_runs(name: str, kind: pa.DataType):
+    stage, contract = every.bound(name)
+    fields = {c: every.COLUMNS[c].type for c in contract.reads if c not in ("image", "caption")}
+    type(stage).check_types(stage.options, pa.schema({**fields, "caption": pa.string()}))
+    with pytest.raises(RecipeError, match=r"column names column 'caption', which is .*; expected text"):
+        type(stage).check_types(stage.options, pa.schema({**fields, "caption": kind}))
+
+
+def test_a_column_that_is_not_read_need_not_be_there(tmp_path: Path):
+    pq.write_table(pa.table({"url": ["http://127.0.0.1/a.png"]}), tmp_path / "list.parquet")
+    source = {"kind": "urls", "path": str(tmp_path / "list.parquet"), "url": "url", "caption": None}
+    steps = [{"detect_text": {"read": False}}]
+    [step] = plan_recipe(parse({"name": "x", "dataset": "x", "source": source, "steps": steps})).steps
+    assert step.contract is not None
+    assert "caption" not in step.contract.reads
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -101,6 +101,7 @@ def test_the_longest_run_and_the_commonest_word(text: str, run: int, top: float)
         ("5 Stars", 1 / 5, 1.0, True),
         ("Ähre über ΔΈΛΤΑ", 6 / 13, 2 / 3, True),
         ("两只红狗", 0.0, 0.0, False),
+        ("ⒶⒷ a Ⅷ", 0.0, 0.0, False),  # upper case to Unicode, but symbols and a number: the only letter is a
         ("50 %", None, None, False),
     ],
 )
@@ -151,6 +152,11 @@ def test_a_vocabulary_that_cannot_be_read(text: bytes | None, tmp_path: Path):
         words.write_bytes(text)
     with pytest.raises(RecipeError, match=r"words\.tsv"):
         ProbeText.contract(ProbeTextOptions(vocabulary=str(words)))
+
+
+def test_a_vocabulary_whose_path_can_be_none():
+    with pytest.raises(RecipeError, match="embedded null byte"):
+        ProbeText.contract(ProbeTextOptions(vocabulary="words\0.tsv"))
 
 
 def test_datacomp_basic_filter_cases():
