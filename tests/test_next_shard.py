@@ -214,7 +214,7 @@ def test_a_hint_that_does_not_come_true_costs_its_decoding_and_is_let_go_of(
     def follow(self: feed._Kept, item: Item, ready: deque[Item], others: int) -> Item | None:
         following = right(self, item, ready, others)
         if wrong == "older":
-            return following and replace(following, files={"stare-0": None})  # type: ignore[dict-item]
+            return following and replace(following, files={"stare-0": None})
         return ready[-1] if wrong == "another" else item
 
     readers: list[MediaReader] = []  # that are open
