@@ -15,6 +15,7 @@ import fsspec
 import pyarrow as pa
 
 from mmdata.readers.arrow import IMAGE, arrow_samples, expect_media, kept_columns, medium_of, stored_image
+from mmdata.readers.forked import leave_garbage_to_parents
 from mmdata.readers.media_files import PROTOCOL, MediaFileSystem, media_url
 from mmdata.sample_media import with_medium
 
@@ -41,6 +42,7 @@ def hugging_face_samples(dataset: Dataset, columns: Sequence[str] | None, media:
         plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
         features[name] = plain if kind is None else kind()
     if stream:
+        leave_garbage_to_parents()
         # The one list: `datasets` splits it over workers, and may keep no other.
         asked = None if columns is None else tuple(columns)
         arguments = {"shards": dataset.shards(), "dataset": dataset, "columns": asked, "media": media}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mmdata.errors import MissingExtra, RecipeError
 from mmdata.readers.arrow import medium_of
+from mmdata.readers.forked import leave_garbage_to_parents
 from mmdata.readers.order import EpochOrder, Uneven, stretch
 from mmdata.readers.samples import Decode, OnError, Samples, kept_counts, require_columns
 
@@ -65,6 +66,7 @@ def torch_samples(
     columns = tuple(dict.fromkeys(columns))
     make = _as_tensor if decode == "tensor" else _as_pil
     counts = kept_counts(dataset)
+    leave_garbage_to_parents()
     # One that never asks DuckDB: closing a connection in a forked worker, whose threads are not there, is a crash.
     quiet = dataset.again()
     samples = Samples(quiet, counts, columns, decode, buffer, threads, on_error, make, transform, medium, os.getpid())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 import synthetic
@@ -72,6 +74,28 @@ def test_two_nodes_with_two_workers_each(ds: Dataset, expected: dict[str, Any]) 
     assert [sum(s.values()) for s in seen] == [len(node) for node in nodes] == [41, 41]
     three = [read(ds.to_torch(rank=r, world=3, decode=None, uneven="drop")) for r in range(3)]
     assert [len(t) for t in three] == [27, 27, 27]
+
+
+def collecting(sample: dict[str, Any]) -> int:
+    gc.collect()
+    return int(sample["number"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["torch", "hugging_face"])
+def test_forked_workers_leave_the_parents_garbage_alone(ds: Dataset, stream: bool) -> None:
+    """A forked process that closes a DuckDB connection dies: the threads that it waits for are not there."""
+    dataset = ds.to_datasets(["number"], media=False, stream=True) if stream else ds.to_torch(["number"], decode=None)
+    gc.disable()
+    try:
+        garbage: list[Any] = [duckdb.connect()]
+        garbage[0].execute("SELECT sum(range) FROM range(1000000)").fetchall()
+        garbage.append(garbage)
+        del garbage
+        loader = DataLoader(dataset, None, num_workers=2, multiprocessing_context="fork", collate_fn=collecting)
+        assert sorted(loader) == [n for n in NUMBERS if n % 5]
+    finally:
+        gc.enable()
+        gc.collect()  # here, in the parent, it is
 
 
 def test_more_workers_than_shards(tmp_path: Path) -> None:
