@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import skimage
 from batches import noise
 from PIL import Image
+from s3 import in_environment, running_s3
 from server import BadServer
 from tiny_clip import save_tiny_clip
 
 import mmdata
 from mmdata import catalogue
+from mmdata.dataset import Dataset
 from mmdata.preflight import prove
 from mmdata.recipe import load
 
@@ -464,13 +467,12 @@ def test_names_weights_that_open_clip_knows(name: str):
         assert weights.get("quick_gelu", False) == open_clip.get_model_config(options["model"]).get("quick_gelu", False)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+def run_shipped(name: str, folder: Path, *more: str, runner: str = "inline") -> tuple[list[Row], Dataset]:
+    """The rows of the recipe's list, served, and the recipe's run over them with stand-ins for its models."""
     rows = LISTS[name]()
-    overrides = ["fetch.allow_private=true"]
+    overrides = ["fetch.allow_private=true", *more]
     if "score_clip" in catalogue.shipped_recipe(name):
-        clip = save_tiny_clip(tmp_path / "clip")
+        clip = save_tiny_clip(folder / "clip")
         steps = [s for s in load(path_of(name)).steps if getattr(s, "operator", "") in CLIP_STEPS]
         overrides += [f"steps.{s.name}.model={clip}" for s in steps]
         if "top_fraction:" in catalogue.shipped_recipe(name):
@@ -478,8 +480,15 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
         elif "aligned:" in catalogue.shipped_recipe(name):
             overrides.append("filters.aligned=clip_score >= -1")
     with BadServer({path: ("image/jpeg", picture) for picture, path in served(rows).items()}) as server:
-        write_source(name, tmp_path, rows, server.url, TINY_WIDTH)
-        ds = mmdata.run(path_of(name), overrides=[*overrides, *PASSING.get(name, ())], runner="inline", quiet=True)
+        write_source(name, folder, rows, server.url, TINY_WIDTH)
+        overrides += PASSING.get(name, ())
+        return rows, mmdata.run(path_of(name), overrides=overrides, runner=runner, quiet=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    rows, ds = run_shipped(name, tmp_path)
     found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
     assert found == [(r.caption, r.reason) for r in rows]
     exported = pa.concat_tables(pq.read_table(p) for p in sorted(Path(f"data/{name}-shards").glob("*.parquet")))
@@ -487,3 +496,34 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
     recipe = load(path_of(name))
     assert recipe.export is not None
     assert set(recipe.export.columns or ()) <= set(exported.column_names)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of an S3-protocol server that Ray's workers know of as this process does."""
+    with running_s3() as server, in_environment(server.environment()), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMDATA_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield server.bucket()
+        finally:
+            ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("coyo700m", marks=pytest.mark.long),
+        pytest.param("datacomp_image", marks=pytest.mark.long),
+        "metaclip",
+        "semdedup",
+    ],
+)
+def test_groups_over_shards_in_a_bucket_on_ray(name: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same rules where a group's rows come from several shards, other processes and a store."""
+    monkeypatch.chdir(tmp_path)
+    here = [f"dataset=s3://{bucket}/{name}", "fetch.shard_rows=3"]
+    rows, ds = run_shipped(name, tmp_path, *here, runner="ray")
+    assert len(ds.shards()) == -(-len(rows) // 3)
+    found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
+    assert found == [(r.caption, r.reason) for r in rows]
