@@ -5,6 +5,7 @@ Peaks are of a process that does nothing else, which looks at so few rows togeth
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 from mmdata.groups import equal_hashes, hamming, mapped, near_pairs
 from mmdata.groups.near_duplicates import NearDuplicates, NearDuplicatesOptions
 
-equal_hashes._BUCKET = near_pairs._ROWS = hamming._TOGETHER = 1 << 15
-mapped._SHORT_BYTES, mapped._STRETCH = 1 << 16, 1 << 14
+equal_hashes._BUCKET = near_pairs._ROWS = hamming._TOGETHER = 1 << 13
+mapped._SHORT_BYTES, mapped._STRETCH = 1 << 14, 1 << 12
 
 class Files:
     def __init__(self, folder, older=None):
@@ -60,7 +61,7 @@ with tempfile.TemporaryDirectory() as scratch:
 done.set()
 thread.join()
 counts = answer["near_duplicates_count"]
-print((peak - before) // 1024, len(counts), int(counts.max()))
+print((peak - before) / 1024, len(counts), int(counts.max()))
 """
 
 
@@ -78,16 +79,20 @@ def make(folder: Path, rows: int, part_rows: int) -> Path:
     return folder
 
 
+# Allocators keep little for later: what else they keep, more on a busy machine, would hide what is looked for.
+_SPARING = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
 @pytest.mark.parametrize("link", ["star", pytest.param("component", marks=pytest.mark.long)])
-def test_ten_times_the_rows(tmp_path: Path, link: str):
-    few = make(tmp_path / "few", 40_000, 10_000)
-    many = make(tmp_path / "many", 400_000, 10_000)
+def test_seven_times_the_rows(tmp_path: Path, link: str):
+    few = make(tmp_path / "few", 100_000, 5_000)
+    many = make(tmp_path / "many", 700_000, 5_000)
     peaks = {}
     for folder in (few, many):
         command = [sys.executable, "-c", _RUN, str(folder), str(few), link]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_SPARING})
         assert done.returncode == 0, done.stderr
-        peaks[folder.name], rows, largest = map(int, done.stdout.split())
+        peaks[folder.name], rows, largest = map(float, done.stdout.split())
         assert largest == rows // 100
-    print(f"{link}: {peaks['few']} MB for 40,000 rows, {peaks['many']} MB for 400,000")
-    assert peaks["many"] - peaks["few"] < 2.5  # 8 bytes for each of 360,000 more are 2.9 MB
+    print(f"{link}: {peaks['few']} MiB for 100,000 rows, {peaks['many']} MiB for 700,000")
+    assert peaks["many"] - peaks["few"] < 2.8  # 8 bytes for each of 600,000 more are 4.6 MiB
