@@ -117,8 +117,9 @@ def _filtered(rows: Grey, out: int) -> Picture:
         # All bands, for 4 numbers alone would pass for what is added to each: OpenCV reads the float as 4 × 1, too.
         return cv2.add(sums, 0.25 / _FRACTION, dtype=cv2.CV_8U)[:out]  # type: ignore[call-overload, no-any-return]
     np.floor(sums, out=sums)  # whole units: what is below one never decides
-    units = sums[: 2 * out : 2] + sums[1 : 2 * out : 2]
-    return cv2.addWeighted(units, _UNIT, units, 0, _UNIT / 4, dtype=cv2.CV_8U)  # type: ignore[return-value]
+    parts = sums.reshape(-1, 2 * len(rows))  # coarse beside fine
+    coarse, fine = parts[:, : len(rows)], parts[:, len(rows) :]
+    return cv2.addWeighted(coarse, _UNIT, fine, _UNIT, _UNIT / 4, dtype=cv2.CV_8U)[:out]  # type: ignore[return-value]
 
 
 def _taps(size: int, out: int) -> Taps:
