@@ -31,13 +31,13 @@ from mmdata.host_state import HostKeeper
 from mmdata.intake import Intake
 from mmdata.lease import Lease
 from mmdata.ledger import Current, DatasetDocument, new_dataset, update_dataset
-from mmdata.plan import Pass, Plan, PlannedStep, Resolved, base_identity, chain, identity
+from mmdata.plan import Pass, Plan, PlannedStep, Resolved, chain, identity
 from mmdata.pool import Item, Runner
 from mmdata.preflight import Proved
 from mmdata.progress import FetchLine, Progress, Step
 from mmdata.recipe import document_of
 from mmdata.repeats import Repeats
-from mmdata.resolve import needs_machine, resolve, resolved_before
+from mmdata.resolve import Resolver
 from mmdata.run_ledger import Ledger
 from mmdata.run_record import write_record
 from mmdata.selections import load_selections
@@ -113,6 +113,7 @@ class _Driver:
         repeats = Repeats(self.store, self.files, self.bound)
         self._feed = Feed(options.runner, options.workers, options.address, options.device, repeats, self._fetch_line)
         self._feed.allow_mixed = options.allow_mixed
+        self._resolver = Resolver(self.store, lambda: self._feed.pool.device, self._ask_worker)
         self._intake: Intake | None = None
         self._ledger: Ledger | None = None
         self._noted: set[str] = set()  # column sets that `clean` knows to leave alone
@@ -169,6 +170,8 @@ class _Driver:
         title = ", ".join(s.name for s in part.steps) or "rows"
         with self.progress.step(title, None) as line:
             ready = self._unfinished(number, part, context, line)
+            if document is not None and not self.rows:  # nothing is fetched for a model that is not to be had
+                self._resolver.bring(step for later in self.plan.passes[1:] for step in later.steps)
             intake = None if document is None else self._open_intake()
             fetched = iter(()) if intake is None else intake.items(self.rows)
             again: set[int] = set()
@@ -202,7 +205,7 @@ class _Driver:
             if step.kind == "filter":
                 self.bound.append(BoundStep(step))
                 continue
-            resolved = self._resolve(step)
+            resolved = self._resolver.of(step, self._sets())
             name, document, full = identity(step, resolved, self._sets())
             is_repeat = name in self._sets().values()
             self.bound.append(BoundStep(step, name, document, full, resolved, is_repeat))
@@ -235,19 +238,9 @@ class _Driver:
     def _sets(self) -> dict[int, str]:
         return {b.step.position: b.set_name for b in self.bound if b.set_name}
 
-    def _resolve(self, step: PlannedStep) -> Resolved:
-        """Shape, precision, device and weights of a stage: settled once per dataset, then read from `state/`."""
-        if not needs_machine(step):
-            return Resolved(precision=step.contract.precision if step.contract else None)
-        base = base_identity(step, self._sets())
-        found = resolved_before(self.store, step, base)
-        if found is None:
-            found = resolve(self.store, step, base, self._feed.pool.device, lambda: self._ask_worker(step, base))
-        return found
-
-    def _ask_worker(self, step: PlannedStep, base: str) -> Resolved:
-        self._feed.contexts[base] = (step, self._feed.pool.device)
-        [finished] = self._feed.drive(iter(()), deque([Item("resolve", base)]))
+    def _ask_worker(self, step: PlannedStep, name: str) -> Resolved:
+        self._feed.contexts[name] = (step, self._feed.pool.device)
+        [finished] = self._feed.drive(iter(()), deque([Item("resolve", name)]))
         settled: Resolved = finished.result
         return settled
 

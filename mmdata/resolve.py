@@ -7,13 +7,13 @@ does not depend on the machine that asks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from mmdata.errors import RecipeError, StoreError
-from mmdata.plan import PlannedStep, Resolved
+from mmdata.plan import PlannedStep, Resolved, base_identity
 from mmdata.store import Store
 
-__all__ = ["needs_machine", "require_device", "resolve", "resolved_before"]
+__all__ = ["Resolver", "needs_machine", "require_device", "resolve", "resolved_before"]
 
 
 def needs_machine(step: PlannedStep) -> bool:
@@ -53,6 +53,40 @@ def resolve(store: Store, step: PlannedStep, base: str, device: str, ask: Callab
     store.create(_name(step, base), json.dumps(vars(settled), sort_keys=True).encode())
     # Another run may have been first: what stands in the folder counts.
     return resolved_before(store, step, base) or settled
+
+
+class Resolver:
+    """What machines settle for the stages of one run: asked of a worker once, then read from `state/`.
+
+    `ask(step, name)` has a worker settle a stage; `name` is that of the question. `device` tells the workers' class.
+    """
+
+    def __init__(self, store: Store, device: Callable[[], str], ask: Callable[[PlannedStep, str], Resolved]) -> None:
+        self._store, self._device, self._ask = store, device, ask
+        self._early: dict[int, Resolved] = {}  # position → what was settled before its turn
+
+    def bring(self, steps: Iterable[PlannedStep]) -> None:
+        """Have weights brought that were not seen yet, in front of work that would be in vain without them.
+
+        RecipeError or MissingExtra where they are not to be had. Files that a path names were read by the plan.
+        """
+        for step in steps:
+            if step.kind == "stage" and step.contract and any(w.fingerprint is None for w in step.contract.weights):
+                self._early[step.position] = self._ask(step, f"weights of step {step.position}")
+
+    def of(self, step: PlannedStep, sets: Mapping[int, str]) -> Resolved:
+        """Shape, precision, device and weights of a stage; `sets` as for `base_identity`."""
+        if not needs_machine(step):
+            return Resolved(precision=step.contract.precision if step.contract else None)
+        base = base_identity(step, sets)
+        found = resolved_before(self._store, step, base)
+        if found is not None:
+            return found
+
+        def ask() -> Resolved:
+            return self._early.get(step.position) or self._ask(step, base)
+
+        return resolve(self._store, step, base, self._device(), ask)
 
 
 def require_device(step: PlannedStep, resolved: Resolved, device: str, allow_mixed: bool) -> None:

@@ -21,7 +21,6 @@ Positions = npt.NDArray[np.int64]
 
 # Of the picture as fetched: an ingest that resizes makes the stored sides alike.
 _LARGEST = "coalesce(original_width_px, width_px) * coalesce(original_height_px, height_px) desc"
-_KEEP = "`largest`, `first` or `{best: <column>}`"
 
 
 class VisitOrder(Options):
@@ -58,7 +57,8 @@ class VisitOrder(Options):
             return {**rest, "prefer": [_LARGEST]}
         best = keep.get("best") if isinstance(keep, Mapping) and len(keep) == 1 else None
         if not isinstance(best, str) or not best:
-            raise ValueError(f"keep: expected {_KEEP}")
+            words = dict.fromkeys([*cls.own_orders, "largest", "first"])
+            raise ValueError(f"keep: expected {', '.join(words)} or {{best: <column>}}, got {keep!r}")
         quoted = best.replace('"', '""')
         return {**rest, "prefer": [f'"{quoted}" desc']}
 

@@ -142,9 +142,12 @@ def test_the_order_of_the_recipe_decides_where_it_says_one(tmp_path: Path):
     assert found["of"] == ["k4", "k4", "k2", "k2", "k2"]
     assert SemanticDuplicatesOptions.model_validate({"keep": {"best": "clip_score"}}).prefer == ['"clip_score" desc']
     assert SemanticDuplicatesOptions.model_validate({"keep": "largest"}).prefer
-    for bad in ({"keep": "hard", "prefer": ["x"]}, {"keep": "largest", "prefer": ["x"]}, {"keep": "sharpest"}):
-        with pytest.raises(ValidationError):
+    for bad in ({"keep": "hard", "prefer": ["x"]}, {"keep": "largest", "prefer": ["x"]}):
+        with pytest.raises(ValidationError, match="give one of them"):
             SemanticDuplicatesOptions.model_validate(bad)
+    words = "hard, easy, random, first, largest or {best: <column>}, got 'sharpest'"
+    with pytest.raises(ValidationError, match=f"keep: expected {words}"):
+        SemanticDuplicatesOptions.model_validate({"keep": "sharpest"})
 
 
 def test_equal_rows_keep_the_first_by_row_id(tmp_path: Path):
