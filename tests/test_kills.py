@@ -178,9 +178,9 @@ def _covered(place: Place) -> dict[str, int]:
 
 
 def _kill(place: Place, event: str) -> None:
-    code, _ = place.command("--runner", "inline", stop=f"{event}=kill")
+    code, said = place.command("--runner", "inline", stop=f"{event}=kill")
     assert place.was_stopped() == event
-    assert code == -signal.SIGKILL
+    assert code == -signal.SIGKILL, said
 
 
 def _resume(place: Place, server: BadServer) -> None:

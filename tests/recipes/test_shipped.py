@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import skimage
+import torch
 from batches import noise
 from PIL import Image
 from s3 import in_environment, running_s3
 from server import BadServer
 from tiny_clip import save_tiny_clip
+from tiny_transformers import save_tiny_text_classifier, save_tiny_vit
 
 import mmdata
 from mmdata import catalogue
@@ -467,13 +470,19 @@ def test_names_weights_that_open_clip_knows(name: str):
         assert weights.get("quick_gelu", False) == open_clip.get_model_config(options["model"]).get("quick_gelu", False)
 
 
-def run_shipped(name: str, folder: Path, *more: str, runner: str = "inline") -> tuple[list[Row], Dataset]:
-    """The rows of the recipe's list, served, and the recipe's run over them with stand-ins for its models."""
-    rows = LISTS[name]()
+def run_shipped(
+    name: str, folder: Path, *more: str, runner: str = "inline", rows: Sequence[Row] = (), path: Path | None = None
+) -> tuple[list[Row], Dataset]:
+    """The rows of the recipe's list and `rows`, served, and the run over them with stand-ins for its CLIP models.
+
+    `path` is that of the recipe, where it is not as shipped.
+    """
+    rows = [*LISTS[name](), *rows]
+    path = path or path_of(name)
     overrides = ["fetch.allow_private=true", *more]
     if "score_clip" in catalogue.shipped_recipe(name):
         clip = save_tiny_clip(folder / "clip")
-        steps = [s for s in load(path_of(name)).steps if getattr(s, "operator", "") in CLIP_STEPS]
+        steps = [s for s in load(path).steps if getattr(s, "operator", "") in CLIP_STEPS]
         overrides += [f"steps.{s.name}.model={clip}" for s in steps]
         if "top_fraction:" in catalogue.shipped_recipe(name):
             overrides.append("steps.top_fraction.fraction=1")
@@ -482,7 +491,7 @@ def run_shipped(name: str, folder: Path, *more: str, runner: str = "inline") -> 
     with BadServer({path: ("image/jpeg", picture) for picture, path in served(rows).items()}) as server:
         write_source(name, folder, rows, server.url, TINY_WIDTH)
         overrides += PASSING.get(name, ())
-        return rows, mmdata.run(path_of(name), overrides=overrides, runner=runner, quiet=True)
+        return rows, mmdata.run(path, overrides=overrides, runner=runner, quiet=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -498,6 +507,34 @@ def test_keeps_what_its_rules_say(name: str, tmp_path: Path, monkeypatch: pytest
     assert set(recipe.export.columns or ()) <= set(exported.column_names)
 
 
+def long(name: str) -> Any:
+    """The case of a name, for the runs that have time."""
+    return pytest.param(name, marks=pytest.mark.long)
+
+
+GRIM = {"cc3m": Row("a cup of coffee on the grim saucer", coffee(800, 402), "decent")}
+GRIM["coyo700m"] = Row("an old house by the Grim, river", speckled(300, 298), "decent")
+
+
+@pytest.mark.parametrize("name", [*map(long, ["cc12m", "laion5b"]), "cc3m", "coyo700m"])
+def test_steps_that_wait_for_something_of_yours(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is commented out, switched on: classifiers and heads with random weights, and a list of one word."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_vit(tmp_path / "FOLDER", ("nsfw", "clean", "watermark"))
+    save_tiny_text_classifier(tmp_path / "TEXT_FOLDER", ("neutral", "cross"))
+    torch.save({"weight": torch.ones(1, TINY_WIDTH), "bias": torch.zeros(1)}, tmp_path / "FILE")
+    (tmp_path / "words.txt").write_text("grim\n")
+    text, switched = re.subn(r"(?m)^  # - ", "  - ", catalogue.shipped_recipe(name))
+    assert switched >= 2
+    (tmp_path / f"{name}.yaml").write_text(text)
+    filters = ("safe=unsafe_nsfw", "unmarked=marked_watermark", "calm=sentiment_neutral", "pretty=aesthetic_score")
+    loose = [f"filters.{f} BETWEEN -9 AND 9" for f in filters if f" {f.partition('=')[0]}: " in text.replace("{", " ")]
+    extra = [GRIM[name]] if name in GRIM else []
+    rows, ds = run_shipped(name, tmp_path, *loose, rows=extra, path=tmp_path / f"{name}.yaml")
+    found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
+    assert found == [(r.caption, r.reason) for r in rows]
+
+
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of an S3-protocol server that Ray's workers know of as this process does."""
@@ -510,15 +547,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ray.shutdown()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("coyo700m", marks=pytest.mark.long),
-        pytest.param("datacomp_image", marks=pytest.mark.long),
-        "metaclip",
-        "semdedup",
-    ],
-)
+@pytest.mark.parametrize("name", [*map(long, ["coyo700m", "datacomp_image"]), "metaclip", "semdedup"])
 def test_groups_over_shards_in_a_bucket_on_ray(name: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The same rules where a group's rows come from several shards, other processes and a store."""
     monkeypatch.chdir(tmp_path)
