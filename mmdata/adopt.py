@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.block_lists import BlockLists
 from mmdata.columns import MEDIA_ROLES, ROWS_PER_SHARD_BITS, base_schema, media_reference, row_id
@@ -92,6 +93,16 @@ def adopted_rows(shard: int, found: Adopted, kind: str, extra: pa.Schema, shard_
 
 
 def with_columns(table: pa.Table, extra: pa.Schema) -> dict[str, Any]:
-    """Every extra column of the dataset by name, NULL throughout where this source does not have it."""
+    """Every extra column of the dataset by name, NULL throughout where this source does not have it.
+
+    NaN becomes NULL: pandas and NumPy write a missing number so, and to SQL it is above all numbers, so that a missing
+    score would pass every threshold and be the best of its cluster. Infinities stay as they are.
+    """
     there = table.column_names
-    return {f.name: table.column(f.name) if f.name in there else pa.nulls(len(table), f.type) for f in extra}
+    return {f.name: _numbers(table.column(f.name)) if f.name in there else pa.nulls(len(table), f.type) for f in extra}
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)

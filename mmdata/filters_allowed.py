@@ -28,9 +28,10 @@ _OPERATORS = frozenset(
     "OPERATOR_NOT OPERATOR_IS_NULL OPERATOR_IS_NOT_NULL OPERATOR_COALESCE OPERATOR_NULLIF OPERATOR_TRY COMPARE_IN "
     "COMPARE_NOT_IN ARRAY_EXTRACT ARRAY_SLICE ARRAY_CONSTRUCTOR STRUCT_EXTRACT".split()
 )
+_ONE_ROW = "but a filter sees one row"
 _NODE_NAMES = {
-    "SUBQUERY": "has a subquery",
-    "WINDOW": "has a window function (OVER)",
+    "SUBQUERY": f"has a subquery, {_ONE_ROW}; a share of the rows is a group's work, as top_fraction's",
+    "WINDOW": f"has a window function (OVER), {_ONE_ROW}; ranks are a group's work, as top_fraction's",
     "PARAMETER": "has a parameter (? or $1)",
     "POSITIONAL_REFERENCE": "refers to a column by position (#1)",
     "STAR": "has * or COLUMNS(…)",
@@ -130,8 +131,8 @@ def read_catalogue(connection: duckdb.DuckDBPyConnection) -> Catalogue:
 
 
 _KIND_SENTENCES = {
-    "aggregate": "which needs many rows, but a filter sees one; a share of the rows is a group's work",
-    "window": "which needs many rows, but a filter sees one",
+    "aggregate": f"which needs many rows, {_ONE_ROW}; a share of the rows is a group's work, as top_fraction's",
+    "window": f"which needs many rows, {_ONE_ROW}; ranks are a group's work, as top_fraction's",
     "table": "which makes a table, but a filter gives one value per row",
     "table_macro": "which makes a table, but a filter gives one value per row",
     "volatile": "which may answer differently each time; a filter must give the same answer for the same row",
@@ -211,7 +212,9 @@ class _Walk:
         operator = maker(name)
         if operator is not None:
             return f"reads {name!r}, which {operator} makes; put that step before it"
-        return f"reads {name!r}, but no such column exists at this step{nearest(name, [*self.names, *self.later])}"
+        near = nearest(name, [*self.names, *self.later])
+        text = "" if "did you mean" in near else "; if it is a text, put it in single quotes"
+        return f"reads {name!r}, but no such column exists at this step{text}{near}"
 
     def function(self, node: dict[str, Any], scope: frozenset[str]) -> None:
         """A scalar function or operator of the catalogue, called plainly."""

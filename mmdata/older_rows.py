@@ -93,7 +93,7 @@ class OlderDatasets:
         path, mark, selection = name.partition("#") if "#" in name.rpartition("/")[2] else (name, "", "")
         store = Store(path)
         if store.url == here.url:
-            raise RecipeError(f"{self._where()}: against names this dataset itself; its own rows are compared anyway")
+            raise RecipeError(f"{self._where()}: against names this dataset itself; it is for others")
         if not store.exists("dataset.json"):
             raise RecipeError(f"{self._where()}: there is no dataset at {store.url}; against wants a dataset folder")
         current = Current.load(store, selection if mark else None)

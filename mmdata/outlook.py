@@ -62,26 +62,31 @@ def look(proved: Proved) -> Outlook:
     found: list[StepOutlook] = []
     complete = expected is not None and len(rows_files) == expected
     rows = sum(int(store.footer(name)["num_rows"]) for name in rows_files.values())
+    sets: dict[int, str] = {}
+    is_cut = False  # a step has no identity yet: whom it and what follows drop is not known
     for step in steps:
-        sets = {b.step.position: b.set_name for b in bound if b.set_name}
         if step.kind == "filter":
-            bound.append(BoundStep(step))
+            if not is_cut:
+                bound.append(BoundStep(step))
             found.append(StepOutlook(step, "", 0, False))
             continue
-        if len(sets) < sum(s.kind != "filter" for s in steps[: step.position - 1]):
-            found.append(StepOutlook(step, "", None, True))  # reads or follows a set that has no identity yet
+        if {i.made_by for i in step.inputs} - {None} - set(sets):
+            is_cut, complete = True, False
+            found.append(StepOutlook(step, "", None, True))  # reads a set that has no identity yet
             continue
         named = _bind(proved, step, sets, bound, rows_files, files, engine, complete)
         if named is None:
+            is_cut, complete = True, False
             found.append(StepOutlook(step, "", None if step.kind == "group" else rows, True))
-            complete = False
             continue
+        sets[step.position] = named.set_name
         is_repeat = named.set_name in files
         files[named.set_name] = store.coverage(named.set_name)
         # What an earlier step of the same set has, this one has.
         left = 0 if is_repeat else sum(_left(proved, named, bound, s, f, files, engine) for s, f in rows_files.items())
         found.append(StepOutlook(step, named.set_name, left, not complete))
-        bound.append(named)
+        if not is_cut:
+            bound.append(named)
         complete = complete and left == 0
     return Outlook(rows, len(rows_files), expected, tuple(found))
 

@@ -186,10 +186,12 @@ def contract(operator_class: type[Operator[Any]], options: Options) -> Contract:
 
 
 def maker(column: str, own: Own | None = None) -> str | None:
-    """The operator that adds a column of this name under its default options; None when there is none."""
+    """The operator that adds a column of this name, with the option that asks for it; None when there is none."""
     for name in names(own):
         try:
             found = operator(name, own)
+            if column in dict(found.on_request):
+                return f"{name} with `{dict(found.on_request)[column]}`"
             writes = contract(found, found.options_type()).writes.names
         except (ValidationError, MmdataError):  # an option is required, or weights are not there
             continue

@@ -209,6 +209,8 @@ class Operator(Generic[O]):
     # Options that only add columns: whatever they say, the same batch shape, precision and weights are used, so that
     # the other columns hold the same values.
     additions: ClassVar[tuple[str, ...]] = ()
+    # Columns that the default options do not make, and the option that asks for each, for messages.
+    on_request: ClassVar[tuple[tuple[str, str], ...]] = ()
     origin: ClassVar[str] = ""  # the package that brings it, set when it is loaded by its entry point
 
     options: O

@@ -48,8 +48,9 @@ class Tally:
             if is_open:
                 self._counted.setdefault(result.shard, {})[position] = now
             self.require(step, total)
-        if line is not None:
-            line.advance(done=result.rows, kept=result.alive, failed=sum(w.failed for w in result.work.values()))
+        if line is not None:  # a row that `on_error: keep` keeps may fail at many steps, and is among the kept
+            lost = sum(w.failed for p, w in result.work.items() if steps[p].on_error == "drop")
+            line.advance(done=result.rows, kept=result.alive, failed=lost)
         return is_open
 
     def require(self, step: PlannedStep, total: StepWork) -> None:

@@ -309,6 +309,27 @@ def test_the_outlook_counts_exactly_what_a_run_then_computes(tmp_path: Path) -> 
     assert left(recipe, *steps) == {"make_sevens": (0, False), "add_constant": (0, False), "rank_rows": (0, False)}
 
 
+def test_what_follows_a_group_that_is_to_be_made_anew_is_not_thought_undone(tmp_path: Path) -> None:
+    recipe = synthetic.make_dataset(tmp_path, list(range(30)))
+    behind: list[Any] = [{"make_sevens": {"times": 5, "as": "fives"}}, {"add_constant": {"column": "rank_rank"}}]
+    steps = [{"filter": {"low": "number >= 20"}}, "make_sevens", "rank_rows", *behind]
+    mmdata.run({**recipe, "steps": steps}, runner="inline")
+    assert set(left(recipe, *steps).values()) == {(0, False)}
+
+    # Loosened to 10: ten rows come in addition, of which make_sevens will fail one. `fives` is known to need no more
+    # than these ten; only what reads the group's own column is not known.
+    steps[0] = {"filter": {"low": "number >= 10"}}
+    assert left(recipe, *steps) == {
+        "make_sevens": (10, False),
+        "rank_rows": (None, True),
+        "fives": (10, True),
+        "add_constant": (None, True),
+    }
+    report = mmdata.run({**recipe, "steps": steps}, runner="inline").report
+    assert report is not None
+    assert report.work["fives"].computed == 9  # 10 and 12 to 19
+
+
 def _shown(recipe: dict[str, Any], *steps: Any) -> str:
     proved = prove(parse({**recipe, "steps": steps}))
     console = Console(file=io.StringIO(), width=200, highlight=False)

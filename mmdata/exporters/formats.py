@@ -7,7 +7,6 @@ is not there or holds no boxes, SourceError for a dataset to be mixed in that is
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +21,7 @@ from mmdata.exporters.parquet import ParquetFiles
 from mmdata.exporters.shape import Format
 from mmdata.exporters.webdataset import WebDataset
 from mmdata.layout import export_columns
+from mmdata.media.boxes import holds_boxes
 from mmdata.settings import ExportOptions
 from mmdata.store import Store
 
@@ -67,11 +67,7 @@ def boxes_type(schema: pa.Schema, name: str | None) -> pa.DataType | None:
     if name not in schema.names:
         raise RecipeError(f"export.blur: the dataset has no column {name!r}{nearest(name, schema.names)}")
     kind = schema.field(name).type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    box: Any = kind.value_type if is_list else None
-    is_struct = is_list and pa.types.is_struct(box) and {"left", "top", "right", "bottom"} <= {f.name for f in box}
-    is_four = is_list and any(f(box) for f in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-    if not (is_struct or is_four):
+    if not holds_boxes(kind):
         raise RecipeError(
             f"export.blur: the column {name!r} is {kind}; expected a list of boxes, each [left, top, right, bottom] "
             "in px of the stored picture"

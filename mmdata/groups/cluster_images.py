@@ -85,6 +85,7 @@ class ClusterImages(Group[ClusterImagesOptions]):
 
     name = "cluster_images"
     version = 1
+    on_request = (("cluster_images_is_target", "targets: FILE.npy"),)
     label = "cluster_images"
     streams: ClassVar[bool] = True
 

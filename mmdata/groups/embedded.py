@@ -102,9 +102,12 @@ class Embedded:
 
 
 def _units(rows: GroupRows, of: str) -> Iterator[tuple[int, Rows, Mask]]:
-    """Position of the first row of a piece, its unit rows (zeros where there is none), and which are there."""
+    """Position of the first row of a piece, its unit rows (zeros where there is none), and which are there.
+
+    A part of which no row is left is a piece too: it tells how wide they are.
+    """
     start = 0
     for part in rows.parts([of]):
-        for piece in (part.column(of).slice(first, _PIECE) for first in range(0, len(part), _PIECE)):
+        for piece in (part.column(of).slice(first, _PIECE) for first in range(0, max(1, len(part)), _PIECE)):
             yield start, *unit_rows_of(vectors_of(piece))
             start += len(piece)

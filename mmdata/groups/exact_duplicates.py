@@ -61,6 +61,13 @@ class ExactDuplicates(Group[ExactDuplicatesOptions]):
         writes = parse_schema(cluster_schema(cls.label, bool(options.against)))
         return Contract(writes=writes, reads=tuple(dict.fromkeys(["key", *options.of])))
 
+    @classmethod
+    def check_types(cls, options: ExactDuplicatesOptions, schema: pa.Schema) -> None:
+        """RecipeError for a column whose type has no equality (lists)."""
+        super().check_types(options, schema)
+        for name in options.of:
+            _codes(pa.table({name: pa.array([], schema.field(name).type)}), name)
+
     def compute(self, rows: pa.Table) -> Columns:
         """One cluster per distinct value; RecipeError for a column whose type has no equality (lists)."""
         columns = cluster_columns(self.label, rows, self._first(rows))

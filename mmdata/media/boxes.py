@@ -13,13 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["BOXES", "Boxes", "area_ratio", "cells", "inside", "overlap"]
+__all__ = ["BOXES", "Boxes", "area_ratio", "cells", "holds_boxes", "inside", "overlap"]
 
 Boxes = npt.NDArray[np.float32]  # (N, 4)
 
 _SIDES = ("left", "top", "right", "bottom")
 # What `export.blur` and `Pixels.masked` read.
 BOXES = pa.list_(pa.struct([(side, pa.float32()) for side in _SIDES]))
+
+
+def holds_boxes(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold boxes: lists of structs with the four sides, or of lists."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    box: Any = kind.value_type
+    if pa.types.is_struct(box):
+        return set(_SIDES) <= {field.name for field in box}
+    return any(is_one(box) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def inside(boxes: npt.NDArray[Any], width: int, height: int) -> tuple[Boxes, npt.NDArray[np.int64]]:

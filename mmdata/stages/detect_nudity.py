@@ -45,7 +45,8 @@ class DetectNudityOptions(Options):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = sorted(set(value) - set(CLASSES))
         if unknown or not value:
-            raise ValueError(f"expected some of {', '.join(sorted(CLASSES))}, got {unknown or 'none'}")
+            which = f"{', '.join(unknown)} is none of NudeNet's" if unknown else "there is none"
+            raise ValueError(f"{which}; expected some of {', '.join(sorted(CLASSES))}")
         return tuple(sorted(set(value)))
 
 

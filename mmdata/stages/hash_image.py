@@ -72,6 +72,7 @@ class HashImage(Stage[HashImageOptions]):
     version = 1
     label = "image_hash"
     pixels = (Pixels(),)
+    on_request = (("dhash", "hashes: [dhash]"), ("ahash", "hashes: [ahash]"), ("pixel_sha256", "exact: true"))
 
     @classmethod
     def contract(cls, options: HashImageOptions) -> Contract:

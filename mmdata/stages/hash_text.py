@@ -26,7 +26,9 @@ class HashTextOptions(Options):
         _STEPS, description="what is made alike first, always in this order: nfkc, lower, punctuation, whitespace"
     )
     permutations: int = Field(128, ge=8, le=1024, description="numbers in a signature, of 4 bytes each")
-    seed: int = Field(1, ge=0, lt=2**63, description="which hash functions; compare signatures of one seed only")
+    seed: int = Field(
+        1, ge=0, lt=2**63, description="which hash functions: compare those of one seed; default: the recipe's"
+    )
 
     @field_validator("normalise")
     @classmethod

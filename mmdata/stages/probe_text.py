@@ -87,6 +87,7 @@ class ProbeText(Stage[ProbeTextOptions]):
 
     name = "probe_text"
     version = 2
+    on_request = (("text_rare_word_count", "vocabulary: FILE"),)
     label = "text"
     _vocabulary: frozenset[str] | None = None
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from mmdata.batch import Batch
+from mmdata.errors import RecipeError
+from mmdata.media.boxes import holds_boxes
 from mmdata.models.clip import ClipModel, Precision, bring_weights, embedding_size, image_size, weights_of
 from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, TextColumn, parse_schema
 
@@ -80,6 +82,7 @@ class ScoreClip(Stage[ScoreClipOptions]):
     version = 1
     label = "clip"
     additions = ("embeddings",)
+    on_request = (("clip_image_embedding", "embeddings: [image]"), ("clip_text_embedding", "embeddings: [text]"))
 
     @classmethod
     def contract(cls, options: ScoreClipOptions) -> Contract:
@@ -97,6 +100,17 @@ class ScoreClip(Stage[ScoreClipOptions]):
             needs=Needs(modules=("open_clip", "torch", "torchvision"), extra="clip", gpu=0.25, threads=2),
             tolerance=_TOLERANCE[options.precision],
         )
+
+    @classmethod
+    def check_types(cls, options: ScoreClipOptions, schema: pa.Schema) -> None:
+        """RecipeError where `column` is no text, or `masked` holds no boxes."""
+        super().check_types(options, schema)
+        kind = schema.field(options.masked).type if options.masked in schema.names else None
+        if kind is not None and not holds_boxes(kind):
+            raise RecipeError(
+                f"{cls.name}: masked names column {options.masked!r}, which is {kind}; expected a list of boxes, each "
+                "[left, top, right, bottom] in px of the stored picture, such as the ocr_boxes that detect_text writes"
+            )
 
     @classmethod
     def resolve_weights(cls, options: ScoreClipOptions) -> dict[str, str]:

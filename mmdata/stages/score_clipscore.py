@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.batch import Batch
+from mmdata.errors import RecipeError
 from mmdata.models.clip import ClipModel, Precision, bring_weights, image_size, weights_of
 from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Pixels, Stage, TextColumn, parse_schema
 
@@ -18,6 +19,7 @@ __all__ = ["PROMPT", "ScoreClipscore", "ScoreClipscoreOptions", "clipscore", "re
 
 PROMPT = "A photo depicts "
 _WEIGHT = 2.5
+_TEXTS = (pa.types.is_string, pa.types.is_large_string)
 _TOLERANCE: dict[Precision, float] = {"fp32": 2.5e-4, "fp16": 1.3e-2, "bf16": 7.5e-2}
 
 
@@ -69,6 +71,17 @@ class ScoreClipscore(Stage[ScoreClipscoreOptions]):
             needs=Needs(modules=("open_clip", "torch", "torchvision"), extra="clip", gpu=0.25, threads=2),
             tolerance=_TOLERANCE[options.precision],
         )
+
+    @classmethod
+    def check_types(cls, options: ScoreClipscoreOptions, schema: pa.Schema) -> None:
+        """RecipeError where `column` is no text, or `references` holds none."""
+        super().check_types(options, schema)
+        kind = schema.field(options.references).type if options.references in schema.names else None
+        if kind is not None and not any(is_text(getattr(kind, "value_type", kind)) for is_text in _TEXTS):
+            raise RecipeError(
+                f"{cls.name}: references names column {options.references!r}, which is {kind}; expected text, or a "
+                "list of texts"
+            )
 
     @classmethod
     def resolve_weights(cls, options: ScoreClipscoreOptions) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from mmdata.batch import Batch
 from mmdata.errors import RecipeError
-from mmdata.models.clip import bring_weights, prompt_embeddings, weights_of
+from mmdata.models.clip import bring_weights, embedding_size, prompt_embeddings, weights_of
 from mmdata.models.vectors import require_embedding, require_width, unit_rows
 from mmdata.stage import ColumnName, Columns, Contract, Needs, Options, Stage, TextColumn, parse_schema
 
@@ -109,9 +109,13 @@ class ScoreNsfwZeroShot(Stage[ScoreNsfwZeroShotOptions]):
 
     @classmethod
     def check_types(cls, options: ScoreNsfwZeroShotOptions, schema: pa.Schema) -> None:
-        """RecipeError where `embedding` is no embedding."""
+        """RecipeError where `embedding` is no embedding, or one of another width than the model's."""
         super().check_types(options, schema)
         require_embedding(cls.name, options.embedding, schema)
+        width = schema.field(options.embedding).type.list_size
+        wanted = embedding_size(options.model)
+        if wanted is not None and width > 1:  # 1: score_clip could not tell, without open_clip
+            require_width(cls.name, options.embedding, width, wanted, f"model {options.model}")
 
     @classmethod
     def resolve_weights(cls, options: ScoreNsfwZeroShotOptions) -> dict[str, str]:

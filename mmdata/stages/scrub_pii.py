@@ -59,6 +59,7 @@ class ScrubPii(Stage[ScrubPiiOptions]):
 
     name = "scrub_pii"
     version = 1
+    on_request = (("scrubbed_person_count", "kinds: [person]"), ("scrubbed_url_count", "kinds: [url]"))
     label = "scrubbed"
 
     @classmethod

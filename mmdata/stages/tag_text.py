@@ -42,9 +42,10 @@ class TagText(Stage[TagTextOptions]):
     """How many nouns, determiners, prepositions, verbs and adjectives an English caption has, by spaCy's tagger.
 
     Reads the caption (or `column`). Writes `pos_token_count` (words and punctuation marks, as the tagger cuts them);
-    `pos_noun_count` (common and proper nouns), `pos_determiner_count` (a, the, this, every …), `pos_preposition_count`
-    (adpositions), `pos_verb_count` (auxiliaries too), `pos_adjective_count`; and of each the share of the tokens, in
-    [0, 1]: `pos_noun_ratio`, `pos_determiner_ratio`, `pos_preposition_ratio`, `pos_verb_ratio`, `pos_adjective_ratio`.
+    `pos_noun_count` (common and proper nouns), `pos_determiner_count` (a, the, this, every …; there is no parser, so
+    that it has the `this` of "this is great" too), `pos_preposition_count` (adpositions), `pos_verb_count` (auxiliaries
+    too), `pos_adjective_count`; and of each the share of the tokens, in [0, 1]: `pos_noun_ratio`,
+    `pos_determiner_ratio`, `pos_preposition_ratio`, `pos_verb_ratio`, `pos_adjective_ratio`.
 
     NULL: the caption is NULL; the ratios also where there is no token. For text in another language the numbers mean
     nothing: filter by `detect_language` first. A caption's first 10,000 code points are looked at, of a word its first

@@ -221,6 +221,13 @@ def test_rows_without_a_direction_are_nobodys_duplicates(tmp_path: Path):
     assert (nothing["rank"], nothing["cluster"]) == ([1, 1], [None, None])
 
 
+def test_no_row_reaches_it(tmp_path: Path):
+    """As where filters drop all: its parts are there, and have no rows."""
+    rows = table([[1.0, 0.0], [0.0, 1.0]]).slice(0, 0)
+    for options in ({}, {"keep": "random", "clusters": 3}):
+        assert set(map(tuple, compute(rows, tmp_path, **options).values())) == {()}
+
+
 def test_clusters_grow_with_the_rows_up_to_the_papers(tmp_path: Path):
     assert [clusters_for(n) for n in (0, 1, 8800)] == [1, 1, 1]
     assert clusters_for(440_000_000) == 50_000

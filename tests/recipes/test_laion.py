@@ -103,5 +103,23 @@ def test_the_steps_that_laion5b_only_shows_are_steps(tmp_path: Path):
         if isinstance(step, dict) and "score_clip" in step:
             step["score_clip"] |= {"model": clip}
             del step["score_clip"]["pretrained"]
-    names = [s.name for s in plan_recipe(parse(document)).steps]
-    assert names[-7:] == ["unsafe", "marked", "safe", "unmarked", "large", "score_aesthetic", "pretty"]
+    steps = plan_recipe(parse(document)).steps
+    assert [s.name for s in steps[-7:]] == [
+        "unsafe",
+        "marked",
+        "safe",
+        "unmarked",
+        "large",
+        "score_aesthetic",
+        "pretty",
+    ]
+    # LAION's announcement: unsafe above 0.5, marked above 0.8, LAION-Aesthetics from 4.5 on
+    for name, column, stays, goes in (
+        ("safe", "unsafe_nsfw", 0.5, 0.5001),
+        ("unmarked", "marked_watermark", 0.8, 0.8001),
+        ("pretty", "aesthetic_score", 4.5, 4.4999),
+    ):
+        [expression] = [s.expression for s in steps if s.name == name]
+        assert expression is not None
+        table = pa.table({column: pa.array([stays, goes, None], pa.float64())})
+        assert FilterEngine().evaluate(table, expression).tolist() == [1, 0, -1]

@@ -49,6 +49,12 @@ CHOSEN: list[tuple[str, str, dict[str, Any], str]] = [
     ("align", "rare_ngrams", {"common": 100_000_000}, "All figures here are recalled and could not be verified."),
     ("align", "same_picture", {"of": ["sha256"]}, "a picture is its file (sha256)"),
     ("align", "same_text", {"of": ["caption"]}, "as written"),
+    (
+        "coyo700m",
+        "same_pair",
+        {"prefer": ["original_width_px * original_height_px desc"]},
+        "of equal pairs the largest picture stays is our choice",
+    ),
     ("cc3m", "classify_image", {"top": 10}, "the best ten of them"),
     ("cc12m", "classify_image", {"top": 10}, "the best ten of them"),
     ("dfn", "top_fraction", {"of": "clip_score", "fraction": 0.15}, "Could not be verified, and are options here"),

@@ -340,6 +340,7 @@ def looking_alike() -> list[Row]:
         Row(None, twice + b"\0\0", "unique"),
         Row(HOUSE, coffee(300, 200)),
         Row(HOUSE, speckled(64, 400)),
+        Row(HOUSE, b"<html>gone</html>", "not_media"),
     ]
 
 
@@ -533,6 +534,15 @@ def test_steps_that_wait_for_something_of_yours(name: str, tmp_path: Path, monke
     rows, ds = run_shipped(name, tmp_path, *loose, rows=extra, path=tmp_path / f"{name}.yaml")
     found = ds.sql("SELECT caption, reason FROM samples ORDER BY row_id").fetchall()
     assert found == [(r.caption, r.reason) for r in rows]
+
+
+def test_the_query_of_semdedup_counts_what_its_epsilon_would_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Asked for the epsilon of this run, it says how many rows of the list are kept: a row never fetched is none."""
+    monkeypatch.chdir(tmp_path)
+    rows, ds = run_shipped("semdedup", tmp_path)
+    head = " ".join(catalogue.shipped_recipe("semdedup").partition("\nname:")[0].replace("\n#", " ").split())
+    [query] = re.findall(r'mmdata sql data/semdedup "(.*?) <= 0\.9"', head)
+    assert ds.sql(f"{query} <= 1 - 1e-6").fetchall() == [(sum(r.reason is None for r in rows),)]
 
 
 @pytest.fixture(scope="module")

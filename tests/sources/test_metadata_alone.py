@@ -96,6 +96,29 @@ def test_sides_as_pandas_writes_them(tmp_path: Path, kind: pa.DataType):
     assert found == [(640, 480), (None, 500), (None, None)]
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_a_score_that_is_nan_is_missing(tmp_path: Path, kind: pa.DataType):
+    """In SQL NaN is above all numbers: it would pass the threshold, and be the best of its cluster."""
+    scores = pa.array([float("nan"), 0.5, None, float("inf"), 0.1], kind)
+    pool = pa.table({"text": ["a red dog"] * 5, "score": scores, "wanted": [False, True, False, True, False]})
+    steps = [
+        {"exact_duplicates": {"of": ["caption"], "keep": {"best": "score"}}},
+        {"filter": {"good": "score >= 0.3"}},
+    ]
+    given = {**recipe(tmp_path, columns=["score", "wanted"]), "steps": steps}
+    pq.write_table(pool, tmp_path / "pool.parquet")
+    ds = mmdata.run(given, runner="inline")
+    found = ds.sql("SELECT exact_duplicates_rank, reason, score, wanted FROM samples ORDER BY row_id").fetchall()
+    small = scores[4].as_py()  # 0.1, as wide as the column
+    assert found == [
+        (4, "good:null", None, False),
+        (2, None, 0.5, True),
+        (5, "good:null", None, False),
+        (1, None, float("inf"), True),
+        (3, "good", small, False),
+    ]
+
+
 @pytest.mark.parametrize("values", [[640.5, 1.0, 1.0], ["640", "wide", None]])
 def test_sides_that_are_no_whole_numbers(tmp_path: Path, values: list[object]):
     given = recipe(tmp_path, width="w")

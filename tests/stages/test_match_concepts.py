@@ -49,6 +49,7 @@ def test_metaclips_cat(entries):
         ["hot dog", "dog"], ["dog"], ["hot dog", "dog"], ["dog"], ["Paris"]
     ]  # fmt: skip
     assert match(["dog-cat (dog) 'cat' \"dog\"", "`cat`:dog"], entries=path) == [[], ["cat", "dog"]]
+    assert match(["hot\rdog", "a\r\ncat"], entries=path) == [["hot dog", "dog"], ["cat"]]
     assert match(["A CAT in PARIS"], entries=path, lowercase=True) == [["cat", "paris"]]
 
 

@@ -19,6 +19,7 @@ from tiny_clip import save_tiny_clip
 
 import mmdata
 from mmdata import registry
+from mmdata.errors import RecipeError
 from mmdata.isolate import StepTracker, compute_rows
 from mmdata.stage import Contract, Failed, Options, Pixels, Stage
 from mmdata.stages.score_clip import ScoreClip, ScoreClipOptions
@@ -151,6 +152,19 @@ def test_boxes_of_a_step_before_are_masked_in_a_run(
     )
     assert [masked for _, masked, _ in rows] == expected
     assert [masked == bare for _, masked, bare in rows] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("wrong", ["found_scores", "found_name"])
+def test_a_column_that_can_hold_no_boxes_is_refused_before_anything_runs(tiny: str, wrong: str) -> None:
+    four = pa.list_(pa.list_(pa.float64()))  # as a list of URLs has them
+    kinds = {"caption": pa.string(), "found_boxes": pa.list_(BOX), "four": four}
+    schema = pa.schema({**kinds, "found_scores": pa.list_(pa.float32()), "found_name": pa.string()})
+    for right in ("found_boxes", "four", None):
+        ScoreClip.check_types(ScoreClipOptions(model=tiny, masked=right), schema)
+    with pytest.raises(RecipeError, match=f"masked names column '{wrong}', which is .*; expected a list of boxes"):
+        ScoreClip.check_types(ScoreClipOptions(model=tiny, masked=wrong), schema)
+    with pytest.raises(RecipeError, match=r"column names column 'found_boxes', which is .*; expected text"):
+        ScoreClip.check_types(ScoreClipOptions(model=tiny, column="found_boxes"), schema)
 
 
 def test_what_enters_the_identity() -> None:

@@ -14,6 +14,7 @@ from batches import make_batch
 from PIL import Image
 from tiny_clip import save_tiny_clip
 
+from mmdata.errors import RecipeError
 from mmdata.stage import Pixels
 from mmdata.stages.score_clipscore import ScoreClipscore, ScoreClipscoreOptions, clipscore, ref_clipscore
 
@@ -112,3 +113,12 @@ def test_one_reference_as_a_string_and_empty_batches(tiny: str, pictures: list[n
     assert listed == bare
     none = stage.compute(make_batch([], caption=pa.array([], pa.string()), ref=pa.array([], pa.string())))
     assert [len(v) for v in none.values()] == [0, 0]
+
+
+def test_references_that_hold_no_text_are_refused_before_anything_runs(tiny: str) -> None:
+    text, options = pa.string(), ScoreClipscoreOptions(model=tiny, references="refs")
+    for right in (text, pa.list_(text), pa.large_string(), pa.large_list(pa.large_string())):
+        ScoreClipscore.check_types(options, pa.schema([("caption", text), ("refs", right)]))
+    for wrong in (pa.int64(), pa.list_(pa.int64())):
+        with pytest.raises(RecipeError, match=r"references names column 'refs', which is .*; expected text"):
+            ScoreClipscore.check_types(options, pa.schema([("caption", text), ("refs", wrong)]))

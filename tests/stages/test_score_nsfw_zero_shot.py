@@ -148,3 +148,11 @@ def test_what_is_refused(tiny: str, stage: ScoreNsfwZeroShot):
     batch = make_batch(None, clip_image_embedding=pa.array([np.ones(8)], pa.list_(pa.float16(), 8)), caption=["x"])
     with pytest.raises(RecipeError, match=r"have 8 numbers, and model local-dir:.* wants 32"):
         stage.compute(batch)
+    # Before anything has run, too: what is embedded has the width that the column's type says.
+    for width, refused in ((32, False), (8, True)):
+        columns = [("caption", pa.string()), ("clip_image_embedding", pa.list_(pa.float16(), width))]
+        if refused:
+            with pytest.raises(RecipeError, match=r"have 8 numbers, and model local-dir:.* wants 32"):
+                ScoreNsfwZeroShot.check_types(stage.options, pa.schema(columns))
+        else:
+            ScoreNsfwZeroShot.check_types(stage.options, pa.schema(columns))
